@@ -1,0 +1,173 @@
+"""Which patient trains which model. Looks at labels and counts, never at expression.
+
+Model ``2j + 1`` is the complement twin of model ``2j``: who is a member of one is a non-member of the other.
+"""
+
+import numpy as np
+
+
+def reserve(labels, share, seed):
+    """Keep some patients of each class out of every model and every evaluation.
+
+    They serve for early stopping, tuning, distillation or as reference for a defense.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        (n,) class of each patient.
+    share : float
+        Part of each class to keep out, from 0 to below 1, rounded down.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) bool, True for a reserved patient.
+
+    Raises
+    ------
+    ValueError
+        When `share` is not in [0, 1).
+
+    Examples
+    --------
+    >>> reserve(np.array([0, 0, 0, 0, 1, 1, 1, 1]), share=0.25, seed=0).sum()
+    2
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share={share}: the part of the patients to reserve must be at least 0 and below 1")
+    rng = np.random.default_rng([seed, 1])
+    reserved = np.zeros(len(labels), bool)
+    for patients in _by_class(labels, np.ones(len(labels), bool)):
+        reserved[rng.permutation(patients)[: int(share * len(patients))]] = True
+    return reserved
+
+
+def target_split(labels, seed, reserved=None):
+    """Split patients into members and non-members of one target model, stratified by class.
+
+    Every class is halved; where a class is odd, the patients left over go to either side by turns, so that the two
+    sides differ by one patient at most. Each patient is a member with probability 1/2 over seeds.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        (n,) class of each patient.
+    seed : int or sequence of int
+    reserved : numpy.ndarray, optional
+        (n,) bool, patients that go to neither side.
+
+    Returns
+    -------
+    members, nonmembers : numpy.ndarray
+        (n,) bool each, disjoint.
+
+    Raises
+    ------
+    ValueError
+        When a class has no two patients to split.
+
+    Examples
+    --------
+    >>> members, nonmembers = target_split(np.array([0, 0, 0, 1, 1, 1]), seed=0)
+    >>> members.sum(), nonmembers.sum(), (members & nonmembers).any()
+    (3, 3, False)
+    """
+    eligible = np.ones(len(labels), bool) if reserved is None else ~np.asarray(reserved)
+    rng = np.random.default_rng(seed)
+    members = np.zeros(len(labels), bool)
+    extra_to_members = bool(rng.integers(2))
+    for patients in _by_class(labels, eligible):
+        if len(patients) < 2:
+            name = labels[patients[0]] if len(patients) else "none"
+            raise ValueError(f"class {name} has {len(patients)} patients to split; at least 2 are needed")
+        half = len(patients) // 2
+        if len(patients) % 2:
+            half += extra_to_members
+            extra_to_members = not extra_to_members
+        members[rng.permutation(patients)[:half]] = True
+    return members, eligible & ~members
+
+
+def _by_class(labels, eligible):
+    return [np.flatnonzero((labels == k) & eligible) for k in np.unique(labels)]
+
+
+def paired_halves(labels, n_models, seed, reserved=None):
+    """Split the patients in half for many models, in pairs of complement twins.
+
+    Halves have a fixed size: with them, "member" against "non-member" replaces one patient by another. They serve
+    attacks without a claim about epsilon; for those use `bernoulli`.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        (n,) class of each patient; every half is stratified.
+    n_models : int
+        Even number of models M.
+    seed : int
+    reserved : numpy.ndarray, optional
+        (n,) bool, patients that are in no model.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) bool.
+
+    Raises
+    ------
+    ValueError
+        When `n_models` is not an even number of at least 2.
+
+    Examples
+    --------
+    >>> members = paired_halves(np.array([0, 0, 1, 1]), n_models=4, seed=0)
+    >>> (members[0] == ~members[1]).all(), members.sum(axis=1)
+    (True, array([2, 2, 2, 2]))
+    """
+    pairs = [target_split(labels, (seed, 2, j), reserved) for j in range(_n_pairs(n_models))]
+    return np.array([side for pair in pairs for side in pair])
+
+
+def bernoulli(n, n_models, seed, reserved=None):
+    """Draw each patient's membership by itself with probability 1/2, in pairs of complement twins.
+
+    This is the draw that add-or-remove neighbors call for: one patient in or out, all others as they were.
+
+    Parameters
+    ----------
+    n : int
+        Number of patients.
+    n_models : int
+        Even number of models M.
+    seed : int
+    reserved : numpy.ndarray, optional
+        (n,) bool, patients that are in no model.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) bool.
+
+    Raises
+    ------
+    ValueError
+        When `n_models` is not an even number of at least 2.
+
+    Examples
+    --------
+    >>> members = bernoulli(1000, n_models=2, seed=0)
+    >>> members.sum(axis=0).min(), 400 < members[0].sum() < 600
+    (1, True)
+    """
+    eligible = np.ones(n, bool) if reserved is None else ~np.asarray(reserved)
+    first = np.random.default_rng([seed, 3]).random((_n_pairs(n_models), n)) < 0.5
+    return np.stack([first & eligible, ~first & eligible], axis=1).reshape(n_models, n)
+
+
+def _n_pairs(n_models):
+    if n_models < 2 or n_models % 2:
+        raise ValueError(
+            f"n_models={n_models}: models come in complement twins, so give an even number of at least 2"
+        )
+    return n_models // 2

@@ -1,0 +1,143 @@
+"""Keras architectures by name. A model maps features to logits; softmax is left to the loss and to the reader."""
+
+import numpy as np
+import tensorflow as tf
+
+from genlib import results
+
+# Two runs with one seed give the same numbers on one machine, on a GPU too, at some cost in speed there.
+tf.config.experimental.enable_op_determinism()
+
+
+def _gaussian(fan_in, gain, seed):
+    # Gaussian, not the uniform default: only Gaussian (or zero) starts look the same in every basis of gene space.
+    return tf.keras.initializers.RandomNormal(stddev=float(np.sqrt(gain / fan_in)), seed=seed)
+
+
+def _dense(units, fan_in, gain, recipe, seed, name):
+    decay = tf.keras.regularizers.L2(recipe.l2) if recipe.l2 else None
+    start = _gaussian(fan_in, gain, seed)
+    return tf.keras.layers.Dense(units, kernel_initializer=start, kernel_regularizer=decay, name=name)
+
+
+def _softmax(recipe, inputs, n_classes, seeds):
+    return _dense(n_classes, inputs.shape[-1], 1.0, recipe, seeds[0], "logits")(inputs)
+
+
+def _mlp(recipe, inputs, n_classes, seeds):
+    x = inputs
+    for level, units in enumerate(recipe.hidden):
+        x = _dense(units, x.shape[-1], 2.0, recipe, seeds[2 * level], f"hidden_{level + 1}")(x)
+        x = tf.keras.layers.ReLU(name=f"relu_{level + 1}")(x)
+        if recipe.dropout:
+            x = tf.keras.layers.Dropout(
+                recipe.dropout, seed=seeds[2 * level + 1], name=f"dropout_{level + 1}"
+            )(x)
+    return _dense(n_classes, x.shape[-1], 1.0, recipe, seeds[-1], "logits")(x)
+
+
+ARCHITECTURES = {"softmax": _softmax, "mlp": _mlp}
+
+
+def build(recipe, n_features, n_classes, seed, model_class=tf.keras.Model, **options):
+    """Build an untrained model: ``"softmax"`` regression, or an ``"mlp"`` with ReLU hidden layers.
+
+    Weights start from N(0, 2 / fan-in) in hidden layers and N(0, 1 / fan-in) in the last; biases from 0.
+
+    Parameters
+    ----------
+    recipe : genlib.recipes.Recipe
+    n_features, n_classes : int
+        Numbers d of features and k of classes.
+    seed : int
+        Fixes the start and the dropout masks.
+    model_class, **options
+        Keras model class and what it takes beside inputs and outputs; DP-SGD comes in here.
+
+    Returns
+    -------
+    tf.keras.Model
+        (n, d) features to (n, k) logits, float32.
+
+    Raises
+    ------
+    ValueError
+        When the architecture is unknown; lists the known.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> build(Recipe("mlp", hidden=(8,)), n_features=20, n_classes=3, seed=0).output_shape
+    (None, 3)
+    """
+    if recipe.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture '{recipe.architecture}' is not known; choose one of {', '.join(sorted(ARCHITECTURES))}"
+        )
+    # `generate_state` gives unsigned numbers; Keras wants them below 2^31.
+    seeds = [
+        int(s) >> 1 for s in np.random.SeedSequence([seed, 4]).generate_state(2 * len(recipe.hidden) + 2)
+    ]
+    inputs = tf.keras.Input((n_features,), name="features")
+    outputs = ARCHITECTURES[recipe.architecture](recipe, inputs, n_classes, seeds)
+    return model_class(inputs=inputs, outputs=outputs, name=recipe.architecture, **options)
+
+
+def predict(model, features):
+    """Logits of a model for every row, without dropout.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+    features : numpy.ndarray
+        (n, d) float32.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, k) float32.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> predict(build(Recipe("softmax"), 4, 2, seed=0), np.zeros((3, 4), np.float32)).shape
+    (3, 2)
+    """
+    return model(features, training=False).numpy()
+
+
+def save(model, path):
+    """Write a model as one ``.keras`` file, atomically; `tf.keras.models.load_model` opens it without genlib.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        One made by `build` with the default class.
+    path : path-like
+        Ends in ``.keras``.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from genlib.recipes import Recipe
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "target.keras"
+    >>> save(build(Recipe("softmax"), 4, 2, seed=0), path)
+    >>> tf.keras.models.load_model(path).output_shape
+    (None, 2)
+    """
+    with results.atomic_path(path) as part:
+        model.save(part)
+
+
+def device():
+    """Name the device that trains: the first GPU that TensorFlow sees, else the processor.
+
+    Examples
+    --------
+    >>> device() != ""
+    True
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")

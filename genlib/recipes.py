@@ -1,0 +1,139 @@
+"""All that defines a training run, in two frozen dataclasses that check themselves."""
+
+import dataclasses
+import math
+
+from genlib import results
+
+NEIGHBORS = "add-or-remove"
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy:
+    """A wanted privacy guarantee for one training run.
+
+    Parameters
+    ----------
+    epsilon : float
+        Budget, above 0; smaller is more private.
+    delta : float
+        Chance with which the epsilon may fail, above 0 and below 1/n (checked once n is known).
+    clip_norm : float
+        Bound C on the Euclidean norm of each patient's gradient.
+    neighbors : {"add-or-remove"}
+        What the guarantee compares: training with one patient and without.
+
+    Raises
+    ------
+    ValueError
+        Naming the value, the limit and the way out.
+
+    Examples
+    --------
+    >>> Privacy(epsilon=3.0)
+    Privacy(epsilon=3.0, delta=1e-05, clip_norm=1.0, neighbors='add-or-remove')
+    >>> Privacy(epsilon=0)
+    Traceback (most recent call last):
+    ValueError: epsilon=0: must be a finite number above 0; ...
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    clip_norm: float = 1.0
+    neighbors: str = NEIGHBORS
+
+    def __post_init__(self):
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise ValueError(
+                f"epsilon={self.epsilon}: must be a finite number above 0; leave privacy out (None) to train without"
+            )
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta={self.delta}: must be above 0 and below 1/n, as 1e-5")
+        if not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
+            raise ValueError(f"clip_norm={self.clip_norm}: must be a finite number above 0, as 1.0")
+        if self.neighbors != NEIGHBORS:
+            raise ValueError(f"neighbors='{self.neighbors}' is not supported; choose '{NEIGHBORS}'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one model is trained.
+
+    Parameters
+    ----------
+    architecture : str
+        Name in `genlib.models.ARCHITECTURES`, as ``"mlp"`` or ``"softmax"``.
+    hidden : tuple of int
+        Widths of the hidden layers (those of ``"mlp"``).
+    epochs : int
+        Passes over the members; a fixed number unless `patience` is set.
+    batch_size : int or None
+        Patients a step; None takes all members in every step (full batch).
+    optimizer : {"sgd", "adam"}
+    learning_rate, momentum : float
+        Momentum is for ``"sgd"``.
+    l2 : float
+        Weight decay: l2 times the squared norm of all kernels is added to the mean loss.
+    dropout : float
+        Share of hidden units dropped while training, from 0 to below 1.
+    patience : int
+        0: no early stopping. Else training ends when the loss on *reserved* patients has not fallen for so many
+        epochs, and the best weights are kept.
+    privacy : Privacy or None
+        Train by DP-SGD under this guarantee.
+
+    Raises
+    ------
+    ValueError
+        Naming the value, the limit and the way out.
+
+    Examples
+    --------
+    >>> Recipe("mlp", hidden=(64,), epochs=10).batch_size
+    32
+    >>> Recipe("mlp", dropout=1.0)
+    Traceback (most recent call last):
+    ValueError: dropout=1.0: must be at least 0 and below 1
+    """
+
+    architecture: str = "mlp"
+    hidden: tuple = (256,)
+    epochs: int = 30
+    batch_size: int | None = 32
+    optimizer: str = "sgd"
+    learning_rate: float = 0.02
+    momentum: float = 0.0
+    l2: float = 0.0
+    dropout: float = 0.0
+    patience: int = 0
+    privacy: Privacy | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"optimizer='{self.optimizer}' is not known; choose 'sgd' or 'adam'")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not (name == "batch_size" and value is None) and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name}={value}: must be a whole number of at least 1")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate={self.learning_rate}: must be a finite number above 0")
+        for name in ("momentum", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 and below 1")
+        if not (self.l2 >= 0 and math.isfinite(self.l2)):
+            raise ValueError(f"l2={self.l2}: must be a finite number of at least 0")
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience}: must be at least 0 (0: no early stopping)")
+        if self.privacy and self.patience:
+            raise ValueError("early stopping is not covered by the guarantee; set patience=0 or privacy=None")
+
+    def digest(self):
+        """Name this recipe by its content: 16 hexadecimal digits, the same in every process.
+
+        Examples
+        --------
+        >>> Recipe().digest() == Recipe(hidden=[256]).digest() != Recipe(l2=0.1).digest()
+        True
+        """
+        return results.digest(dataclasses.asdict(self))[:16]
