@@ -9,6 +9,7 @@ import contextlib
 import warnings
 
 import numpy as np
+from scipy.special import logsumexp
 from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
     membership_inference_attack as mia,
 )
@@ -101,6 +102,36 @@ def tf_privacy(
                     with _seeded([seed, m, number]):
                         place[m, mask] = _run_one(attack, logits[m, mask], labels[mask], members[m, mask])
     return scores
+
+
+def signal(logits, labels):
+    """How sure a model is of the true class: its logit minus the log-sum-exp of the other classes' logits.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        (M, n, k).
+    labels : numpy.ndarray
+        (n,) int.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64, in nats; the log-odds of the true class.
+
+    References
+    ----------
+    Carlini et al., "Membership inference attacks from first principles", IEEE S&P 2022, section V.A.
+
+    Examples
+    --------
+    >>> signal(np.array([[[2.0, 0.5]]]), np.array([0]))
+    array([[1.5]])
+    """
+    logits = np.asarray(logits, np.float64)
+    true = np.arange(logits.shape[2]) == np.asarray(labels)[:, None]
+    others = np.where(true, -np.inf, logits)
+    return (logits * true).sum(axis=2) - logsumexp(others, axis=2)
 
 
 def _checked(logits, labels, members):

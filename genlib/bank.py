@@ -48,9 +48,7 @@ def _batches(x, y, orders, batch_size):
     return steps.map(lambda rows: (tf.gather(x, rows), tf.gather(y, rows)))
 
 
-def train(
-    features, labels, members, recipe, seed, *, n=None, reserved=None, keep=(), cache=None, progress=True
-):
+def train(features, labels, members, recipe, seed, *, n=None, reserved=None, keep=(), cache=None, progress=True):
     """Train one model for each row of `members` and return what every model says of every patient.
 
     Models are finished one after the other; with `cache`, what a killed run had finished is not trained again.
@@ -134,17 +132,11 @@ def _check(features, labels, members, recipe, n, reserved):
     if not np.isfinite(features).all():
         raise ValueError("features hold missing or infinite values; see cohorts.load, which refuses them")
     if reserved is not None and (members & reserved).any():
-        raise ValueError(
-            f"{int((members & reserved).any(axis=0).sum())} reserved patients are members of a model"
-        )
+        raise ValueError(f"{int((members & reserved).any(axis=0).sum())} reserved patients are members of a model")
     if recipe.patience and reserved is None:
-        raise ValueError(
-            f"patience={recipe.patience} needs reserved patients to watch; see membership.reserve"
-        )
+        raise ValueError(f"patience={recipe.patience} needs reserved patients to watch; see membership.reserve")
     if recipe.privacy and n is None:
-        raise ValueError(
-            "a private recipe needs n, the nominal number of members, since the drawn number is secret"
-        )
+        raise ValueError("a private recipe needs n, the nominal number of members, since the drawn number is secret")
 
 
 def _train_one(features, labels, rows, recipe, seed, n, reserved, with_weights):

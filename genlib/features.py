@@ -49,9 +49,7 @@ def transform(cohort, kind="rank", panel=None):
     else:
         columns, missing = find_panel(cohort, panel)
         if missing:
-            warnings.warn(
-                f"{len(missing)} genes of the panel are not in {cohort.name}: {missing}", stacklevel=2
-            )
+            warnings.warn(f"{len(missing)} genes of the panel are not in {cohort.name}: {missing}", stacklevel=2)
         values = np.asarray(cohort.data.X[:, columns])
     if kind == "rank":
         ranks = scipy.stats.rankdata(values, axis=1)

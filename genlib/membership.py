@@ -167,7 +167,5 @@ def bernoulli(n, n_models, seed, reserved=None):
 
 def _n_pairs(n_models):
     if n_models < 2 or n_models % 2:
-        raise ValueError(
-            f"n_models={n_models}: models come in complement twins, so give an even number of at least 2"
-        )
+        raise ValueError(f"n_models={n_models}: models come in complement twins, so give an even number of at least 2")
     return n_models // 2

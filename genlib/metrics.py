@@ -84,9 +84,7 @@ class _Answers:
 def _answers(scores, members, chosen=None):
     scores, members = np.asarray(scores, float), np.asarray(members, bool)
     if scores.shape != members.shape or scores.ndim != 2:
-        raise ValueError(
-            f"shapes disagree: scores {scores.shape}, members {members.shape}; both must be (M, n)"
-        )
+        raise ValueError(f"shapes disagree: scores {scores.shape}, members {members.shape}; both must be (M, n)")
     judged = ~np.isnan(scores) if chosen is None else ~np.isnan(scores) & chosen
     rows, columns = np.nonzero(judged)
     answers = _Answers(scores[judged], members[judged], rows, columns)
@@ -205,17 +203,13 @@ def _measure(answers, weights, level):
     for limit in FPR_LEVELS:
         name = _tpr_name(limit)
         support = _false_positives(answers, places[limit][0])
-        rows.append(
-            _supported(_row(name, estimate[name][0], draws[name], answers, level), limit, answers, support)
-        )
+        rows.append(_supported(_row(name, estimate[name][0], draws[name], answers, level), limit, answers, support))
         if limit == 0.01:
             for prior in PRIORS:
                 values = [_ppv(v, limit, prior) for v in (estimate[name][0], draws[name])]
                 row = _row(f"PPV at prior {prior:g}, FPR {limit:g}", *values, answers, level)
                 rows.append(_supported(row, limit, answers, support))
-    thresholds = {
-        limit: np.r_[np.inf, answers.scores[answers.last]][place] for limit, place in places.items()
-    }
+    thresholds = {limit: np.r_[np.inf, answers.scores[answers.last]][place] for limit, place in places.items()}
     return rows, thresholds
 
 
@@ -293,9 +287,7 @@ def _supported(row, limit, answers, support):
     allowed = int(limit * (1 + 1e-9) * (~answers.members).sum())
     row |= support
     if allowed < FEWEST_FALSE_POSITIVES:
-        row["note"] = (
-            f"not measurable: {allowed} false positives allowed, fewer than {FEWEST_FALSE_POSITIVES}"
-        )
+        row["note"] = f"not measurable: {allowed} false positives allowed, fewer than {FEWEST_FALSE_POSITIVES}"
     elif support["false_positive_patients"] < FEWEST_FALSE_POSITIVES:
         row["note"] = (
             f"not measurable: the false positives are {support['false_positive_patients']} patients, fewer than "
@@ -387,9 +379,7 @@ def _utility_rows(probability, labels, judged, total, class_names, level):
     for (group, metric), draws in values.items():
         low, high = np.nanpercentile(draws[1:], [tail, 100 - tail])
         in_group = (
-            True
-            if group == "all"
-            else labels == (int(group) if class_names is None else class_names.index(group))
+            True if group == "all" else labels == (int(group) if class_names is None else class_names.index(group))
         )
         n_patients = int((judged.any(axis=0) & in_group).sum())
         row = {"group": group, "metric": metric, "estimate": draws[0], "low": low, "high": high}

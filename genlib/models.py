@@ -30,9 +30,7 @@ def _mlp(recipe, inputs, n_classes, seeds):
         x = _dense(units, x.shape[-1], 2.0, recipe, seeds[2 * level], f"hidden_{level + 1}")(x)
         x = tf.keras.layers.ReLU(name=f"relu_{level + 1}")(x)
         if recipe.dropout:
-            x = tf.keras.layers.Dropout(
-                recipe.dropout, seed=seeds[2 * level + 1], name=f"dropout_{level + 1}"
-            )(x)
+            x = tf.keras.layers.Dropout(recipe.dropout, seed=seeds[2 * level + 1], name=f"dropout_{level + 1}")(x)
     return _dense(n_classes, x.shape[-1], 1.0, recipe, seeds[-1], "logits")(x)
 
 
@@ -75,9 +73,7 @@ def build(recipe, n_features, n_classes, seed, model_class=tf.keras.Model, **opt
             f"architecture '{recipe.architecture}' is not known; choose one of {', '.join(sorted(ARCHITECTURES))}"
         )
     # `generate_state` gives unsigned numbers; Keras wants them below 2^31.
-    seeds = [
-        int(s) >> 1 for s in np.random.SeedSequence([seed, 4]).generate_state(2 * len(recipe.hidden) + 2)
-    ]
+    seeds = [int(s) >> 1 for s in np.random.SeedSequence([seed, 4]).generate_state(2 * len(recipe.hidden) + 2)]
     inputs = tf.keras.Input((n_features,), name="features")
     outputs = ARCHITECTURES[recipe.architecture](recipe, inputs, n_classes, seeds)
     return model_class(inputs=inputs, outputs=outputs, name=recipe.architecture, **options)

@@ -16,9 +16,7 @@ def read(name):
     path = DATA / f"{name.lower()}.gmt"
     if not path.exists():
         known = sorted(p.stem for p in DATA.glob("*.gmt"))
-        raise ValueError(
-            f"unknown panel '{name}'; known panels: {', '.join(known)}; or give a list of gene symbols"
-        )
+        raise ValueError(f"unknown panel '{name}'; known panels: {', '.join(known)}; or give a list of gene symbols")
     # GMT: one line a gene set, tab-separated: name, source, genes.
     return path.read_text().splitlines()[0].split("\t")[2:]
 
@@ -32,6 +30,4 @@ def former_symbols():
     (('ORC6L',), ('ORC6',))
     """
     pairs = [line.split("\t") for line in (DATA / "aliases.tsv").read_text().splitlines()]
-    return {symbol: tuple(former) for symbol, *former in pairs} | {
-        old: (new,) for new, *rest in pairs for old in rest
-    }
+    return {symbol: tuple(former) for symbol, *former in pairs} | {old: (new,) for new, *rest in pairs for old in rest}

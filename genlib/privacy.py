@@ -166,9 +166,7 @@ def calibrate(recipe, n):
     privacy = recipe.privacy
     steps = steps_of(recipe)
     if privacy.delta >= 1 / n:
-        raise ValueError(
-            f"delta={privacy.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5"
-        )
+        raise ValueError(f"delta={privacy.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
     return _calibrated(privacy.epsilon, privacy.delta, steps)
 
 
@@ -213,17 +211,11 @@ def refuse_unclipped(model):
         if type(layer) not in CLIPPED_LAYERS:
             raise ValueError(f"{where}: fast clipping does not bound its gradients; {way_out}")
         if getattr(layer, "activation", None) not in (None, *CLIPPED_ACTIVATIONS):
-            raise ValueError(
-                f"{where}: its activation is not one that is known to be deterministic; {way_out}"
-            )
+            raise ValueError(f"{where}: its activation is not one that is known to be deterministic; {way_out}")
         if getattr(layer, "activity_regularizer", None) is not None:
-            raise ValueError(
-                f"{where}: activity regularization depends on patients but is not clipped; leave it out"
-            )
+            raise ValueError(f"{where}: activity regularization depends on patients but is not clipped; leave it out")
         if len(layer.inbound_nodes) > 1:
-            raise ValueError(
-                f"{where}: it is used more than once, so its norm is not the sum of its parts; {way_out}"
-            )
+            raise ValueError(f"{where}: it is used more than once, so its norm is not the sum of its parts; {way_out}")
 
 
 class FullBatchDPModel(DPModel):
@@ -255,12 +247,10 @@ class FullBatchDPModel(DPModel):
             )
         refused = sorted(set(options) - {"verbose"})
         if refused:
-            raise ValueError(
-                f"{refused}: not covered by the guarantee; a private fit takes x, y, epochs and verbose"
-            )
+            raise ValueError(f"{refused}: not covered by the guarantee; a private fit takes x, y, epochs and verbose")
         if self.steps_taken + epochs > self.budget_steps:
             raise ValueError(
-                f"epochs={epochs} after {self.steps_taken} steps would go past the budget of {self.budget_steps} steps; "
+                f"epochs={epochs} after {self.steps_taken} steps would go past the budget of {self.budget_steps}; "
                 "calibrate for more epochs first"
             )
         self.steps_taken += epochs
@@ -272,8 +262,8 @@ class FullBatchDPModel(DPModel):
 def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
     """Build and compile a model that trains by DP-SGD under the recipe's guarantee.
 
-    The clipped gradients are summed, given N(0, (noise multiplier * clip norm)^2) and divided by the constant `n`, never
-    by the number of members that came.
+    The clipped gradients are summed, given N(0, (noise multiplier * clip norm)^2) and divided by the constant `n`,
+    never by the number of members that came.
 
     Parameters
     ----------

@@ -287,8 +287,7 @@ def load(run_folder, notebook=None):
     text = {c: str for c in COLUMNS if c not in NUMBERS and c not in COUNTS}
     # Only an empty cell is missing: "none" and "NA" are words that a class or a defense may be called.
     tables = [
-        pd.read_csv(p, dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS + COUNTS})
-        for p in paths
+        pd.read_csv(p, dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS + COUNTS}) for p in paths
     ]
     return _tidy(pd.concat(tables))
 
@@ -360,9 +359,7 @@ def _git_commit():
     here = pathlib.Path(__file__).parent
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")

@@ -1,0 +1,287 @@
+"""Figures in one style: readable in gray print and by the color-blind, every interval drawn, chance in thin gray.
+
+A function here draws numbers that it is given; it computes none.
+"""
+
+import pathlib
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+# Okabe and Ito's palette, black last, each with a line style and a marker so that gray print works too.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
+LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+STYLE = {
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "savefig.bbox": "tight",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    # The same figure gives the same file: no random ids, no date.
+    "svg.hashsalt": "genlib",
+    "svg.fonttype": "none",
+}
+
+
+def style():
+    """Set the style for all figures that follow.
+
+    Examples
+    --------
+    >>> style()
+    """
+    plt.rcParams.update(STYLE)
+
+
+def look(names):
+    """Give every name its color, line style and marker; the same order gives the same look.
+
+    Examples
+    --------
+    >>> look(["LumA", "LumB"])["LumB"]["marker"]
+    's'
+    """
+    return {
+        name: {"color": COLORS[i % 8], "linestyle": LINES[i % 8], "marker": MARKERS[i % 8]}
+        for i, name in enumerate(names)
+    }
+
+
+def save(figure, run_folder, name):
+    """Keep a figure as SVG in the run's ``figures`` folder, for papers; the notebook shows it besides.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> figure, axes = plt.subplots()
+    >>> save(figure, tempfile.mkdtemp(), "empty").name
+    'empty.svg'
+    """
+    path = pathlib.Path(run_folder) / "figures" / f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+def class_sizes(names, counts):
+    """Draw a bar a class with its number of patients.
+
+    Examples
+    --------
+    >>> class_sizes(["A", "B"], [10, 20]).axes[0].get_xlabel()
+    'patients'
+    """
+    figure, axes = plt.subplots(figsize=(5, 0.35 * len(names) + 0.8))
+    bars = axes.barh(names, counts, color=[look(names)[n]["color"] for n in names])
+    axes.bar_label(bars, padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("patients")
+    return figure
+
+
+def scatter(points, groups, names, axis_names):
+    """Draw patients as points in two dimensions, one color and marker a group.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        (n, 2).
+    groups : numpy.ndarray
+        (n,) int.
+    names : sequence of str
+        Name of each group.
+    axis_names : (str, str)
+
+    Examples
+    --------
+    >>> scatter(np.zeros((2, 2)), np.array([0, 1]), ["A", "B"], ("x", "y")).axes[0].get_ylabel()
+    'y'
+    """
+    figure, axes = plt.subplots(figsize=(5.2, 3.8))
+    for k, name in enumerate(names):
+        one = look(names)[name]
+        axes.scatter(
+            *points[groups == k].T, s=14, color=one["color"], marker=one["marker"], alpha=0.8, lw=0, label=name
+        )
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
+    """Draw estimates with their intervals, one line a row of the table, from top to bottom.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With columns estimate, low, high.
+    rows : str
+        Column that names the lines.
+    hue : str, optional
+        Column that tells several marks on one line apart.
+    xlabel : str
+        With its unit.
+    chance : float, optional
+        Where an attacker who guesses, or a model that guesses, would stand.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"attack": ["loss"], "estimate": [0.6], "low": [0.5], "high": [0.7]})
+    >>> intervals(table, "attack", xlabel="AUC").axes[0].get_xlabel()
+    'AUC'
+    """
+    names = list(dict.fromkeys(table[rows]))
+    hues = [None] if hue is None else list(dict.fromkeys(table[hue]))
+    figure, axes = plt.subplots(figsize=(5.6, 0.3 * len(names) * max(1, 0.6 * len(hues)) + 1.0))
+    if chance is not None:
+        axes.axvline(chance, color="0.6", lw=0.8)
+        axes.annotate(
+            "chance", (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom"
+        )
+    for i, value in enumerate(hues):
+        part = table if hue is None else table[table[hue] == value]
+        height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * 0.22
+        one = look(hues)[value]
+        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
+        axes.errorbar(
+            part["estimate"], height, xerr=spread, fmt=one["marker"], color=one["color"], capsize=2, ms=4, label=value
+        )
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
+    if hue is not None:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def histograms(values, names, xlabel):
+    """Draw the distributions of several samples over each other, as outlines of equal area.
+
+    Examples
+    --------
+    >>> histograms([np.zeros(3), np.ones(3)], ["members", "non-members"], "signal").axes[0].get_ylabel()
+    'share of patients per bin'
+    """
+    edges = np.histogram_bin_edges(np.concatenate(values), bins=50)
+    figure, axes = plt.subplots(figsize=(5.6, 2.8))
+    for sample, (name, one) in zip(values, look(names).items(), strict=True):
+        share = np.ones(len(sample)) / len(sample)
+        axes.hist(
+            sample, edges, weights=share, histtype="step", color=one["color"], ls=one["linestyle"], lw=1.4, label=name
+        )
+    axes.set(xlabel=xlabel, ylabel="share of patients per bin")
+    axes.legend()
+    return figure
+
+
+def roc_curves(curves, floor):
+    """Draw ROC curves with both axes logarithmic, where low false positive rates can be read.
+
+    Parameters
+    ----------
+    curves : dict of str to (numpy.ndarray, numpy.ndarray)
+        Name to false and true positive rates.
+    floor : float
+        Lowest rate to show; below it a rate rests on too few patients.
+
+    Examples
+    --------
+    >>> line = np.linspace(0, 1, 5)
+    >>> roc_curves({"guess": (line, line)}, floor=0.01).axes[0].get_xscale()
+    'log'
+    """
+    figure, axes = plt.subplots(figsize=(5.6, 4.0))
+    axes.plot([floor, 1], [floor, 1], color="0.6", lw=0.8)
+    axes.annotate("chance", (floor * 1.6, floor * 1.25), color="0.4", rotation=38)
+    for name, one in look(curves).items():
+        fpr, tpr = curves[name]
+        axes.plot(fpr, tpr, color=one["color"], ls=one["linestyle"], lw=1.4, drawstyle="steps-post", label=name)
+    axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
+    axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
+    """Draw a quantity over epsilon with intervals, and what it is without privacy as a level line.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns epsilon, estimate, low, high and `hue`.
+    ylabel : str
+    reference : pandas.DataFrame, optional
+        One row a hue: the same quantity without privacy.
+    hue : str
+    chance : float, optional
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"epsilon": [1.0], "estimate": [0.5], "low": [0.4], "high": [0.6], "features": ["all"]})
+    >>> against_epsilon(table, "accuracy").axes[0].get_xscale()
+    'log'
+    """
+    hues = list(dict.fromkeys(table[hue]))
+    figure, axes = plt.subplots(figsize=(5.6, 3.2))
+    if chance is not None:
+        axes.axhline(chance, color="0.6", lw=0.8)
+        axes.annotate("chance", (1.0, chance), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
+    for i, value in enumerate(hues):
+        part, one = table[table[hue] == value].sort_values("epsilon"), look(hues)[value]
+        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
+        shifted = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2)
+        axes.errorbar(shifted, part["estimate"], yerr=spread, capsize=2, ms=4, lw=1.2, label=f"{value}, DP-SGD", **one)
+        if reference is not None:
+            level = reference[reference[hue] == value].iloc[0]
+            axes.axhline(level["estimate"], color=one["color"], ls=one["linestyle"], lw=0.8)
+            axes.axhspan(
+                level["low"], level["high"], color=one["color"], alpha=0.1, lw=0, label=f"{value}, not private"
+            )
+    ticks = sorted(set(table["epsilon"]))
+    axes.set(xscale="log", xlabel="epsilon (smaller: more private)", ylabel=ylabel)
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def trade_off_points(table, hue, label, xlabel, ylabel, chance=None):
+    """Draw settings as crosses of two intervals: what a model is worth against what it gives away.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns x, x_low, x_high, y, y_low, y_high, `hue` and `label`.
+    hue, label : str
+        Columns: the color, and the text beside a point.
+    xlabel, ylabel : str
+    chance : float, optional
+        Height of an attacker who guesses.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> point = {"x": 0.8, "x_low": 0.7, "x_high": 0.9, "y": 0.6, "y_low": 0.5, "y_high": 0.7, "f": "all", "t": "3"}
+    >>> trade_off_points(pd.DataFrame([point]), "f", "t", "accuracy", "AUC").axes[0].get_xlabel()
+    'accuracy'
+    """
+    figure, axes = plt.subplots(figsize=(5.8, 4.0))
+    if chance is not None:
+        axes.axhline(chance, color="0.6", lw=0.8)
+        axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), color="0.4", ha="left", va="bottom")
+    for value, one in look(list(dict.fromkeys(table[hue]))).items():
+        part = table[table[hue] == value]
+        spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy(float)) for a in "xy"]
+        axes.errorbar(
+            part["x"], part["y"], xerr=spread[0], yerr=spread[1], fmt=one["marker"], color=one["color"], ms=5,
+            elinewidth=0.7, label=value,
+        )  # fmt: skip
+        for row in part.itertuples():
+            axes.annotate(getattr(row, label), (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
