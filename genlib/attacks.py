@@ -29,6 +29,9 @@ TF_PRIVACY_ATTACKS = {
     "nearest neighbors": AttackType.K_NEAREST_NEIGHBORS,
 }
 
+# A trained attacker splits its patients in 2, and its half in 3 to choose its settings: at least one on a side in each.
+FEWEST_TO_TRAIN = 6
+
 
 def tf_privacy(
     logits,
@@ -69,7 +72,8 @@ def tf_privacy(
     -------
     dict of (str, str) to numpy.ndarray
         (attack, slice) to scores (M, n) float64, NaN outside the slice; class slices are called ``"class 0"`` and so
-        on. Where a slice has too few patients for an attacker to be trained, all its scores are NaN.
+        on. Where a slice has fewer than `FEWEST_TO_TRAIN` members or non-members, a trained attacker gives no
+        scores (NaN) for it.
 
     Raises
     ------
@@ -162,7 +166,8 @@ def _slice_masks(logits, labels, judged, slices):
 
 
 def _run_one(attack, logits, labels, members):
-    if min(members.sum(), (~members).sum()) < 1:
+    fewest = FEWEST_TO_TRAIN if TF_PRIVACY_ATTACKS[attack].is_trained_attack else 1
+    if min(members.sum(), (~members).sum()) < fewest:
         return np.full(len(labels), np.nan)
     data = AttackInputData(
         logits_train=logits[members],

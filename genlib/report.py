@@ -1,8 +1,14 @@
 """The answer in a few lines, from the results table alone."""
 
+import pathlib
+import re
+import sys
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
+
+from genlib import results
 
 METRICS = {
     "accuracy": "accuracy",
@@ -270,3 +276,88 @@ def summary(table):
         return "No results of 04_dp_sgd yet; run it for the summary."
     head = "What a classifier is worth to held-out patients, and what the best of the attacks finds (95 % intervals):"
     return head + "\n" + settings.to_string(index=False)
+
+
+def readme(text, run_folder):
+    """Put the answer of a run into a README, between its marks.
+
+    Parameters
+    ----------
+    text : str
+        README with the marks ``<!-- results ... -->`` to ``<!-- end of results -->``, and the same for notebooks.
+    run_folder : path-like
+        Folder of the run, with results, timings and manifest.
+
+    Returns
+    -------
+    str
+        The README with figure, sentences and tables of this run.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the run is not complete.
+
+    Examples
+    --------
+    >>> readme("", "no-such-run")
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: ...
+    """
+    run_folder = pathlib.Path(run_folder)
+    table = results.read(run_folder / "results.csv")
+    timings = pd.read_csv(run_folder / "timings.csv").set_index("notebook")["seconds"]
+    for name, part in (("results", _answer(table, run_folder)), ("notebooks", _notebooks(timings))):
+        marks = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.S)
+        text = marks.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
+    return text
+
+
+def _answer(table, run_folder):
+    held_out = select(table, notebook="02_target_model", set="held-out")
+    attack = select(table, notebook="03_membership_attacks", attack="loss threshold")
+    classes = select(attack, metric="AUC")
+    classes = classes[~classes["group"].str.startswith(("all", "slice"))]
+    exposed = classes.loc[classes["estimate"].idxmax()]
+    found = one(attack, group=exposed["group"], metric="TPR at the global threshold, FPR 0.1")
+    whole = one(attack, group="all", metric="AUC", set="")
+    settings = settings_table(table)
+    private = settings[settings["epsilon"] != "none"]
+    strict = private[private["epsilon"] == min(private["epsilon"], key=float)].to_dict("records")
+    prices = " and ".join(f"{row['balanced accuracy']} on {row['features']}" for row in strict)
+    left = " and ".join(f"{row['attack AUC']} on {row['features']}" for row in strict)
+    text = (
+        f"On {held_out['n_patients'].max()} patients ({table['cohort'].iloc[0]}), a deep classifier names the subtype "
+        f"of {percent(one(held_out, metric='accuracy'))} of held-out patients right; counting every class alike, "
+        f"{percent(one(held_out, metric='balanced accuracy'))}. Attacked by one threshold on the loss, its "
+        f"members can be told from non-members with an AUC of {plain(whole)} (0.5 is guessing). Within "
+        f"{exposed['group']} ({exposed['n_patients']} patients) that AUC is {plain(exposed)}, while the one global "
+        f"threshold, at 10 % false accusations, finds {percent(found)} of them. "
+        f"Trained with differential privacy at epsilon {strict[0]['epsilon']}, balanced accuracy is {prices}, and the "
+        f"best of three attacks is left with an AUC of {left}. In brackets: 95 % intervals over patients and pairs of "
+        "models."
+    )
+    figure = f"![Balanced accuracy against attack AUC for every setting]({run_folder}/figures/7a_trade_off.svg)"
+    head = "| " + " | ".join(settings.columns) + " |\n|" + "---|" * len(settings.columns)
+    rows = "\n".join("| " + " | ".join(row) + " |" for row in settings.astype(str).to_numpy())
+    return f"{text}\n\n{figure}\n\n{head}\n{rows}\n"
+
+
+QUESTIONS = {
+    "01_cohort": "Who are the patients, what does the data look like, how to put in another tumor type",
+    "02_target_model": "How well does a deep subtype classifier do, and how far does it overfit",
+    "03_membership_attacks": "Who can be recognized, by which attack, in which subtype",
+    "04_dp_sgd": "What does DP-SGD buy and cost at each epsilon, on all genes and on a public panel",
+    "07_tradeoff": "The privacy-utility frontier, who pays, and what to release",
+}
+
+
+def _notebooks(timings):
+    rows = [f"| `{name}` | {question} | {timings[name]:.0f} s |" for name, question in QUESTIONS.items()]
+    return "\n".join(["| notebook | question | time (quick, 2 processor cores) |", "|---|---|---|", *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    target = pathlib.Path(sys.argv[1])
+    with results.atomic_path(target) as part:
+        part.write_text(readme(target.read_text(), sys.argv[2]))

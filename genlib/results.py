@@ -284,12 +284,24 @@ def load(run_folder, notebook=None):
             f"no results of {notebook or 'any notebook'} in {run_folder}; run that notebook first "
             f"(./run_all.sh --from {notebook or '01_cohort'})"
         )
+    return _tidy(pd.concat([read(p) for p in paths]))
+
+
+def read(path):
+    """Read one file of results as it was written.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = record(folder, "02_target_model", pd.DataFrame({"metric": ["accuracy"], "estimate": [0.1 + 0.2]}))
+    >>> read(pathlib.Path(folder) / "parts" / "02_target_model.csv")["estimate"][0] == 0.1 + 0.2
+    True
+    """
     text = {c: str for c in COLUMNS if c not in NUMBERS and c not in COUNTS}
+    empty = {c: [""] for c in NUMBERS + COUNTS}
     # Only an empty cell is missing: "none" and "NA" are words that a class or a defense may be called.
-    tables = [
-        pd.read_csv(p, dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS + COUNTS}) for p in paths
-    ]
-    return _tidy(pd.concat(tables))
+    return _tidy(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, float_precision="round_trip"))
 
 
 def merge(run_folder):

@@ -1,0 +1,92 @@
+"""The packages: one lock, which resolves as it is, imports, and is the one that every road installs."""
+
+import importlib.metadata
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A plug-in that TensorFlow loads by itself and that refuses to be loaded twice in one process.
+LOADED_BY_TENSORFLOW = {"tensorflow-io-gcs-filesystem"}
+
+
+def pins(name):
+    lines = (ROOT / name).read_text().splitlines()
+    found = [Requirement(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
+    return {re.sub("[-_.]+", "-", r.name).lower(): r for r in found}
+
+
+def test_every_line_of_the_lock_pins_one_version():
+    assert all(re.fullmatch(r"==[^*]+", str(r.specifier)) for r in pins("requirements.lock").values())
+
+
+def test_direct_dependencies_are_pinned_in_the_lock_as_asked_for():
+    lock = pins("requirements.lock")
+    assert all(lock[name].specifier == wanted.specifier for name, wanted in pins("requirements.in").items())
+
+
+def test_environment_file_installs_the_lock_on_the_right_python():
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert "python=3.11" in dependencies
+    assert {"pip": ["-r requirements.lock", "-e ."]} in dependencies
+
+
+def test_installed_versions_are_those_of_the_lock():
+    wrong = {n: r for n, r in pins("requirements.lock").items() if importlib.metadata.version(n) not in r.specifier}
+    assert not wrong
+
+
+def test_no_package_misses_or_contradicts_a_requirement_of_another():
+    check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_pip_resolves_the_lock_as_it_is():
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-r", "requirements.lock"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.slow
+def test_every_pinned_package_imports():
+    modules = []
+    for name in pins("requirements.lock"):
+        files = importlib.metadata.files(name) or []
+        tops = {f.parts[0].removesuffix(".py") for f in files if f.suffix == ".py" and not f.parts[0].startswith("..")}
+        tops = sorted(t for t in tops if t.isidentifier() and t not in ("tests", "test", "examples", "docs"))
+        if tops and name not in LOADED_BY_TENSORFLOW:
+            # The module called like the package, if it has one; else its first.
+            named = [t for t in tops if t.lower() == name.replace("-", "_")]
+            modules.append((named or tops)[0])
+    script = (
+        "import importlib, sys\n"
+        "failed = {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except Exception as error:\n"
+        "        failed[name] = repr(error)\n"
+        "sys.exit(str(failed) if failed else 0)\n"
+    )
+    answer = subprocess.run([sys.executable, "-W", "ignore", "-c", script, *modules], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert len(modules) > 150
+
+
+def test_gpu_lock_is_what_tensorflow_asks_for():
+    wanted = {
+        Requirement(line).name: str(Requirement(line).specifier)
+        for line in importlib.metadata.requires("tensorflow")
+        if Requirement(line).marker
+        and Requirement(line).marker.evaluate({"extra": "and-cuda"})
+        and not Requirement(line).marker.evaluate({"extra": ""})
+    }
+    assert wanted == {r.name: str(r.specifier) for r in pins("requirements-gpu.lock").values()}

@@ -1,0 +1,457 @@
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import norm
+
+from genlib import membership, metrics
+
+SMALL = {"max_examples": 60, "deadline": None}
+
+
+@st.composite
+def tied_scores(draw):
+    n = draw(st.integers(2, 40))
+    scores = draw(st.lists(st.integers(-4, 4), min_size=n, max_size=n))
+    members = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    members[0], members[1] = True, False
+    return np.array(scores, float), np.array(members)
+
+
+def twins(rng, n_pairs, n, distance=1.0, patient=0.0, pair=0.0):
+    """Gaussian scores with effects that a patient shares over models and a pair over patients."""
+    half = rng.random((n_pairs, n)) < 0.5
+    members = np.stack([half, ~half], axis=1).reshape(2 * n_pairs, n)
+    scores = distance * members + rng.normal(size=members.shape)
+    scores += patient * rng.normal(size=n) + pair * np.repeat(rng.normal(size=(n_pairs, 1)), 2, axis=0)
+    return scores, members
+
+
+def by_metric(table, group="all"):
+    return table[table["group"] == group].set_index("metric")
+
+
+def naive_tpr(scores, members, level):
+    best = 0.0
+    for threshold in np.unique(scores):
+        named = scores >= threshold
+        if named[~members].mean() <= level:
+            best = max(best, named[members].mean())
+    return best
+
+
+# --- ROC, AUC, TPR at FPR -------------------------------------------------------------------------------------------
+
+
+@settings(**SMALL)
+@given(tied_scores())
+def test_roc_is_that_of_scikit_learn_also_with_ties(case):
+    scores, members = case
+    fpr, tpr, thresholds = metrics.roc(scores, members)
+    expected = sklearn.metrics.roc_curve(members, scores, drop_intermediate=False)
+    np.testing.assert_allclose(fpr, expected[0])
+    np.testing.assert_allclose(tpr, expected[1])
+    np.testing.assert_array_equal(thresholds[1:], expected[2][1:])
+
+
+@settings(**SMALL)
+@given(tied_scores())
+def test_auc_is_that_of_scikit_learn_also_with_ties(case):
+    scores, members = case
+    assert metrics.auc(scores, members) == pytest.approx(sklearn.metrics.roc_auc_score(members, scores))
+
+
+@settings(**SMALL)
+@given(tied_scores(), st.sampled_from([0.001, 0.01, 0.1, 0.25, 1 / 3, 0.5, 1.0]))
+def test_tpr_at_fpr_is_the_best_of_all_thresholds_within_the_level(case, level):
+    scores, members = case
+    assert metrics.tpr_at_fpr(scores, members, level) == naive_tpr(scores, members, level + 1e-12)
+
+
+def test_tpr_at_fpr_does_not_interpolate():
+    scores, members = np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False])
+    assert metrics.tpr_at_fpr(scores, members, fpr=0.49) == 0.5
+    assert metrics.tpr_at_fpr(scores, members, fpr=0.5) == 1.0
+
+
+def test_one_percent_of_300_lets_three_false_positives_pass():
+    members = np.arange(400) < 100
+    scores = np.where(members, 0.0, -1.0)
+    scores[100:103] = 1.0
+    assert metrics.tpr_at_fpr(scores, members, fpr=0.01) == 1.0
+
+
+def test_a_score_of_nan_is_left_out():
+    rng = np.random.default_rng(0)
+    scores, members = rng.normal(size=60), rng.random(60) < 0.5
+    holes = scores.copy()
+    holes[::3] = np.nan
+    kept = ~np.isnan(holes)
+    assert metrics.auc(holes, members) == metrics.auc(scores[kept], members[kept])
+    assert metrics.tpr_at_fpr(holes, members, 0.1) == metrics.tpr_at_fpr(scores[kept], members[kept], 0.1)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5, 2.0])
+def test_gaussian_scores_give_the_textbook_auc_and_rates(distance):
+    rng = np.random.default_rng(1)
+    members = np.arange(400_000) % 2 == 0
+    scores = rng.normal(size=members.size) + distance * members
+    assert metrics.auc(scores, members) == pytest.approx(norm.cdf(distance / np.sqrt(2)), abs=0.003)
+    for fpr in metrics.FPR_LEVELS:
+        expected = norm.cdf(distance + norm.ppf(fpr))
+        assert metrics.tpr_at_fpr(scores, members, fpr) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_intervals_hold_the_textbook_auc_and_rates():
+    scores, members = twins(np.random.default_rng(2), n_pairs=4, n=500)
+    table = by_metric(metrics.attack_table(scores, members, n_bootstrap=200))
+    truth = {"AUC": norm.cdf(1 / np.sqrt(2))}
+    truth |= {f"TPR at FPR {f:g}": norm.cdf(1 + norm.ppf(f)) for f in (0.1, 0.01)}
+    for name, value in truth.items():
+        assert table.loc[name, "low"] < value < table.loc[name, "high"]
+
+
+# --- attack_table: estimates ----------------------------------------------------------------------------------------
+
+
+def test_the_table_estimates_what_the_simple_functions_do():
+    scores, members = twins(np.random.default_rng(3), n_pairs=3, n=300)
+    scores[:, ::7] = np.nan
+    table = by_metric(metrics.attack_table(scores, members, n_bootstrap=20))
+    fpr, tpr, _ = metrics.roc(scores, members)
+    assert table.loc["AUC", "estimate"] == pytest.approx(metrics.auc(scores, members))
+    assert table.loc["advantage", "estimate"] == pytest.approx((tpr - fpr).max())
+    for level in (0.1, 0.01):
+        assert table.loc[f"TPR at FPR {level:g}", "estimate"] == metrics.tpr_at_fpr(scores, members, level)
+    assert set(table["n_models"]) == {6}
+    assert set(table["n_patients"]) == {(~np.isnan(scores[0])).sum()}
+
+
+@settings(max_examples=30, deadline=None)
+@given(tied_scores())
+def test_advantage_is_the_largest_gap_over_all_thresholds(case):
+    scores, members = case
+    table = by_metric(metrics.attack_table(scores[None], members[None], n_bootstrap=2))
+    gaps = [(scores >= t)[members].mean() - (scores >= t)[~members].mean() for t in np.unique(scores)]
+    assert table.loc["advantage", "estimate"] == pytest.approx(max(0.0, *gaps))
+
+
+@pytest.mark.parametrize("transform", [np.exp, np.cbrt, lambda s: 5 * s - 3, lambda s: s.argsort().argsort() * 1.0])
+def test_a_monotone_transform_of_the_scores_changes_nothing(transform):
+    rng = np.random.default_rng(4)
+    scores, members = rng.normal(size=200), rng.random(200) < 0.5
+    assert metrics.auc(transform(scores), members) == metrics.auc(scores, members)
+
+
+@pytest.mark.parametrize("what", ["patients", "pairs"])
+def test_the_order_of_patients_and_of_pairs_changes_no_estimate(what):
+    rng = np.random.default_rng(5)
+    scores, members = twins(rng, n_pairs=4, n=120)
+    groups = np.arange(120) % 3
+    before = metrics.attack_table(scores, members, groups, n_bootstrap=5)
+    if what == "patients":
+        order = rng.permutation(120)
+        scores, members, groups = scores[:, order], members[:, order], groups[order]
+    else:
+        rows = (2 * rng.permutation(4)[:, None] + [0, 1]).ravel()
+        scores, members = scores[rows], members[rows]
+    after = metrics.attack_table(scores, members, groups, n_bootstrap=5)
+    np.testing.assert_allclose(after["estimate"], before["estimate"])
+
+
+def test_ppv_is_what_a_count_of_candidates_gives():
+    scores, members = twins(np.random.default_rng(6), n_pairs=4, n=400, distance=1.5)
+    table = by_metric(metrics.attack_table(scores, members, n_bootstrap=20))
+    tpr = table.loc["TPR at FPR 0.01", "estimate"]
+    for prior in metrics.PRIORS:
+        found, wrong = tpr * prior * 1e6, 0.01 * (1 - prior) * 1e6
+        row = table.loc[f"PPV at prior {prior:g}, FPR 0.01"]
+        assert row["estimate"] == pytest.approx(found / (found + wrong))
+        assert row["low"] <= row["estimate"] <= row["high"]
+
+
+# --- attack_table: groups -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grouped():
+    rng = np.random.default_rng(7)
+    scores, members = twins(rng, n_pairs=3, n=300)
+    groups = rng.integers(0, 2, 300)
+    scores += 0.8 * groups
+    names = ["first", "second"]
+    return scores, members, groups, metrics.attack_table(scores, members, groups, names, n_bootstrap=30)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_a_group_has_its_own_threshold(grouped, k):
+    scores, members, groups, table = grouped
+    rows = by_metric(table, ["first", "second"][k])
+    alone = scores[:, groups == k], members[:, groups == k]
+    assert rows.loc["TPR at FPR 0.1", "estimate"] == metrics.tpr_at_fpr(*alone, 0.1)
+    assert rows.loc["AUC", "estimate"] == pytest.approx(metrics.auc(*alone))
+    assert rows.loc["AUC", "n_patients"] == (groups == k).sum()
+
+
+@pytest.mark.parametrize("k", [0, 1])
+@pytest.mark.parametrize("level", [0.1, 0.01])
+def test_a_group_is_also_judged_at_the_one_global_threshold(grouped, k, level):
+    scores, members, groups, table = grouped
+    rows = by_metric(table, ["first", "second"][k])
+    threshold = min(t for t in np.unique(scores) if (scores >= t)[~members].mean() <= level)
+    named, mine = scores >= threshold, np.broadcast_to(groups == k, scores.shape)
+    for name, kind in (("TPR", members), ("FPR", ~members)):
+        row = rows.loc[f"{name} at the global threshold, FPR {level:g}"]
+        assert row["estimate"] == pytest.approx(named[kind & mine].mean())
+        assert row["low"] <= row["estimate"] <= row["high"]
+
+
+def test_group_rates_weighted_by_answers_make_the_overall_rate(grouped):
+    scores, members, groups, table = grouped
+    rates = [by_metric(table, g).loc["FPR at the global threshold, FPR 0.1", "estimate"] for g in ("first", "second")]
+    counts = [(~members)[:, groups == k].sum() for k in (0, 1)]
+    overall = np.average(rates, weights=counts)
+    allowed = int(0.1 * (~members).sum())
+    assert overall == pytest.approx(allowed / (~members).sum())
+
+
+def test_a_group_without_members_is_passed_over():
+    scores, members = twins(np.random.default_rng(8), n_pairs=1, n=40)
+    scores[:, 0] = np.nan
+    groups = np.r_[7, np.zeros(39, int)]
+    assert set(metrics.attack_table(scores, members, groups, n_bootstrap=5)["group"]) == {"all", "0"}
+
+
+# --- attack_table: what cannot be measured ---------------------------------------------------------------------------
+
+
+def test_a_rate_with_fewer_than_five_false_positives_allowed_is_withdrawn():
+    scores, members = twins(np.random.default_rng(9), n_pairs=2, n=49)  # 98 non-members: 9 and 0 allowed
+    table = by_metric(metrics.attack_table(scores, members, n_bootstrap=10))
+    row = table.loc["TPR at FPR 0.01"]
+    assert row["note"] == "not measurable: 0 false positives allowed, fewer than 5"
+    assert np.isnan([row["estimate"], row["low"], row["high"]]).all()
+    assert table.loc["PPV at prior 0.5, FPR 0.01", "note"] == row["note"]
+    assert table.loc["TPR at FPR 0.1", "note"] == "" and np.isfinite(table.loc["TPR at FPR 0.1", "estimate"])
+
+
+def test_a_rate_whose_false_positives_are_few_patients_is_withdrawn():
+    rng = np.random.default_rng(10)
+    members = np.tile([[True] * 50 + [False] * 50, [False] * 50 + [True] * 50], (10, 1))
+    scores = rng.random((20, 100))
+    scores[:, [0, 99]] += 10 * ~members[:, [0, 99]]  # two patients draw all of the attacker's mistakes
+    scores[:, 1:99] += members[:, 1:99]
+    row = by_metric(metrics.attack_table(scores, members, n_bootstrap=10)).loc["TPR at FPR 0.01"]
+    assert row["false_positives"] == 10 and row["false_positive_patients"] == 2
+    assert row["note"] == "not measurable: the false positives are 2 patients, fewer than 5"
+    assert np.isnan(row["estimate"])
+
+
+def test_false_positives_and_their_patients_are_counted():
+    scores, members = twins(np.random.default_rng(11), n_pairs=3, n=200, patient=1.0)
+    row = by_metric(metrics.attack_table(scores, members, n_bootstrap=10)).loc["TPR at FPR 0.1"]
+    threshold = min(t for t in np.unique(scores) if (scores >= t)[~members].mean() <= 0.1)
+    wrong = (scores >= threshold) & ~members
+    assert row["false_positives"] == wrong.sum()
+    assert row["false_positive_patients"] == wrong.any(axis=0).sum()
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_members_alone_or_non_members_alone_are_an_error(value):
+    members = np.full((2, 4), value)
+    with pytest.raises(ValueError, match="members and non-members; there are [08] and [08] with a score"):
+        metrics.attack_table(np.zeros((2, 4)), members)
+    with pytest.raises(ValueError, match="with a score"):
+        metrics.roc(np.zeros(4), members[0])
+
+
+def test_scores_and_members_of_other_shapes_are_an_error():
+    with pytest.raises(ValueError, match=r"shapes disagree: scores \(2, 4\), members \(2, 5\)"):
+        metrics.attack_table(np.zeros((2, 4)), np.zeros((2, 5), bool))
+
+
+# --- attack_table: intervals ----------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_draws_patients_and_whole_twin_pairs():
+    patients, pairs = metrics._weights(np.random.default_rng(0), n_draws=50, n_models=8, n_patients=30)
+    assert patients.shape == (50, 30) and pairs.shape == (50, 4)
+    assert (patients.sum(axis=1) == 30).all() and (pairs.sum(axis=1) == 4).all()
+
+
+def test_twins_have_one_weight():
+    members = np.array([[True, False], [False, True], [True, False], [False, True]])
+    answers = metrics._answers(np.arange(8.0).reshape(4, 2), members)
+    pairs = np.array([[5.0, 7.0]])
+    (weight,) = metrics._weight_chunks(answers, (np.ones((1, 2)), pairs))
+    by_model = dict(zip(answers.scores.astype(int) // 2, weight[0], strict=True))
+    assert by_model == {0: 5.0, 1: 5.0, 2: 7.0, 3: 7.0}
+
+
+def test_bootstrap_draws_are_those_of_a_naive_resampling():
+    scores, members = twins(np.random.default_rng(12), n_pairs=3, n=40)
+    patients, pairs = metrics._weights(np.random.default_rng([0, 8]), 200, 6, 40)
+    naive = []
+    for count, pair in zip(patients.astype(int), pairs.astype(int), strict=True):
+        rows = np.repeat(np.arange(6), np.repeat(pair, 2))
+        columns = np.repeat(np.arange(40), count)
+        naive.append(metrics.auc(scores[np.ix_(rows, columns)], members[np.ix_(rows, columns)]))
+    row = by_metric(metrics.attack_table(scores, members, n_bootstrap=200)).loc["AUC"]
+    np.testing.assert_allclose([row["low"], row["high"]], np.percentile(naive, [2.5, 97.5]), atol=1e-6)
+
+
+def test_the_size_of_the_chunks_changes_nothing(monkeypatch):
+    scores, members = twins(np.random.default_rng(13), n_pairs=2, n=60)
+    groups = np.arange(60) % 2
+    whole = metrics.attack_table(scores, members, groups, n_bootstrap=40)
+    monkeypatch.setattr(metrics, "CHUNK", 700)
+    pieces = metrics.attack_table(scores, members, groups, n_bootstrap=40)
+    np.testing.assert_allclose(pieces[["estimate", "low", "high"]], whole[["estimate", "low", "high"]])
+
+
+def test_one_seed_gives_one_table_and_another_gives_another():
+    scores, members = twins(np.random.default_rng(14), n_pairs=2, n=60)
+    low = [metrics.attack_table(scores, members, n_bootstrap=40, seed=s).loc[0, "low"] for s in (0, 0, 1)]
+    assert low[0] == low[1] != low[2]
+
+
+def test_a_higher_level_gives_a_wider_interval():
+    scores, members = twins(np.random.default_rng(15), n_pairs=2, n=60)
+    narrow, wide = (by_metric(metrics.attack_table(scores, members, level=v)).loc["AUC"] for v in (0.8, 0.99))
+    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_pairs, n, distance", [(4, 100, 1.0), (8, 80, 0.5)])
+def test_the_intervals_hold_the_truth_in_nine_of_ten_cohorts(n_pairs, n, distance):
+    patient, pair = 0.5, 0.3
+    gap = distance / np.sqrt(1 + patient**2 + pair**2)
+    truth = {"AUC": norm.cdf(gap / np.sqrt(2)), "TPR at FPR 0.1": norm.cdf(gap + norm.ppf(0.1))}
+    hits = {name: [] for name in truth}
+    for run in range(200):
+        scores, members = twins(np.random.default_rng([16, run]), n_pairs, n, distance, patient, pair)
+        table = by_metric(metrics.attack_table(scores, members, n_bootstrap=200, seed=run))
+        for name, value in truth.items():
+            hits[name].append(table.loc[name, "low"] <= value <= table.loc[name, "high"])
+    assert min(np.mean(hit) for hit in hits.values()) >= 0.90
+
+
+def test_an_attack_that_finds_nobody_has_no_advantage_within_its_interval():
+    # The largest of many gaps is above 0 by chance alone, in the data and more so in every bootstrap draw.
+    holds = []
+    for run in range(30):
+        scores, members = twins(np.random.default_rng([17, run]), n_pairs=4, n=60, distance=0.0)
+        row = by_metric(metrics.attack_table(scores, members, n_bootstrap=100, seed=run)).loc["advantage"]
+        holds.append(row["low"] <= 0.0)
+    assert np.mean(holds) >= 0.8
+
+
+# --- utility_table --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classified():
+    rng = np.random.default_rng(20)
+    labels = rng.choice(3, 90, p=[0.6, 0.3, 0.1])
+    logits = rng.normal(size=(4, 90, 3)) + 1.5 * np.eye(3)[labels]
+    return logits, labels, membership.bernoulli(90, 4, seed=0)
+
+
+def flat(logits, labels, judged):
+    """Answers that count, one a row: (predicted, true, probabilities)."""
+    probability = softmax(logits, axis=2)[judged]
+    return probability.argmax(axis=1), np.broadcast_to(labels, judged.shape)[judged], probability
+
+
+def utility(*arguments, **options):
+    return metrics.utility_table(*arguments, **options).set_index(["group", "metric"])["estimate"]
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_utility_is_that_of_scikit_learn(classified, everybody):
+    logits, labels, judged = classified
+    judged = np.ones_like(judged) if everybody else judged
+    found = utility(logits, labels, judged, ["a", "b", "c"], n_bootstrap=5)
+    predicted, true, _ = flat(logits, labels, judged)
+    assert found["all", "accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(true, predicted))
+    expected = sklearn.metrics.balanced_accuracy_score(true, predicted)
+    assert found["all", "balanced accuracy"] == pytest.approx(expected)
+    for name, recall in zip("abc", sklearn.metrics.recall_score(true, predicted, average=None), strict=True):
+        assert found[name, "recall"] == pytest.approx(recall)
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_brier_score_and_calibration_error_are_those_of_a_naive_count(classified, everybody):
+    logits, labels, judged = classified
+    judged = np.ones_like(judged) if everybody else judged
+    found = utility(logits, labels, judged, n_bootstrap=5)
+    predicted, true, probability = flat(logits, labels, judged)
+    brier = np.mean([sum((p - (np.arange(3) == k)) ** 2) for p, k in zip(probability, true, strict=True)])
+    assert found["all", "Brier score"] == pytest.approx(brier, rel=1e-5)
+    confidence, error = probability.max(axis=1), 0.0
+    for edge in range(10):
+        inside = (confidence >= edge / 10) & ((confidence < (edge + 1) / 10) | (edge == 9))
+        if inside.any():
+            error += inside.mean() * abs((predicted == true)[inside].mean() - confidence[inside].mean())
+    assert found["all", "calibration error"] == pytest.approx(error, rel=1e-4)
+
+
+def test_brier_score_of_two_classes_is_twice_that_of_scikit_learn():
+    rng = np.random.default_rng(21)
+    labels, logits = rng.integers(0, 2, 50), rng.normal(size=(1, 50, 2))
+    found = utility(logits, labels, np.ones((1, 50), bool), n_bootstrap=5)
+    expected = sklearn.metrics.brier_score_loss(labels, softmax(logits[0], axis=1)[:, 1])
+    assert found["all", "Brier score"] == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_a_perfect_classifier_has_perfect_numbers():
+    labels = np.arange(60) % 3
+    found = metrics.utility_table(np.tile(50.0 * np.eye(3)[labels], (2, 1, 1)), labels, np.ones((2, 60), bool))
+    good = found["metric"].isin(["accuracy", "balanced accuracy", "recall"])
+    for column in ("estimate", "low", "high"):
+        np.testing.assert_allclose(found.loc[good, column], 1.0)
+        np.testing.assert_allclose(found.loc[~good, column], 0.0, atol=1e-6)
+
+
+def test_a_classifier_that_says_nothing_has_the_numbers_of_chance():
+    labels = np.arange(60) % 3
+    found = utility(np.zeros((2, 60, 3)), labels, np.ones((2, 60), bool), n_bootstrap=5)
+    assert found["all", "accuracy"] == pytest.approx(1 / 3)
+    assert found["all", "balanced accuracy"] == pytest.approx(1 / 3)
+    assert found["all", "Brier score"] == pytest.approx(2 / 3)
+    assert found["all", "calibration error"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_class_counts_only_the_patients_that_are_judged(classified):
+    logits, labels, judged = classified
+    judged = judged.copy()
+    judged[:, 50:] = False
+    table = metrics.utility_table(logits, labels, judged, ["a", "b", "c"], n_bootstrap=5)
+    counts = table.set_index(["group", "metric"])["n_patients"]
+    assert counts["all", "accuracy"] == 50
+    assert [counts[name, "recall"] for name in "abc"] == [(labels[:50] == k).sum() for k in range(3)]
+
+
+def test_utility_resamples_patients_and_whole_twin_pairs(classified):
+    logits, labels, judged = classified
+    patients, pairs = metrics._weights(np.random.default_rng([0, 9]), 100, 4, 90)
+    correct = logits.argmax(axis=2) == labels
+    weights = np.repeat(pairs, 2, axis=1)[:, :, None] * patients[:, None, :] * judged
+    draws = (weights * correct).sum(axis=(1, 2)) / weights.sum(axis=(1, 2))
+    row = metrics.utility_table(logits, labels, judged, n_bootstrap=100).iloc[0]
+    np.testing.assert_allclose([row["low"], row["high"]], np.percentile(draws, [2.5, 97.5]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "logits, labels, judged",
+    [
+        (np.zeros((2, 5, 3)), np.zeros(5, int), np.ones((2, 4), bool)),
+        (np.zeros((2, 5, 3)), np.zeros(4, int), np.ones((2, 5), bool)),
+        (np.zeros((2, 5, 3)), np.zeros(5, int), np.zeros((2, 5), bool)),
+    ],
+)
+def test_utility_refuses_shapes_that_disagree_and_nobody_judged(logits, labels, judged):
+    with pytest.raises(ValueError, match="shapes disagree or nobody is judged"):
+        metrics.utility_table(logits, labels, judged)

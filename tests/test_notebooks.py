@@ -1,0 +1,130 @@
+"""The notebooks as files, and each of them executed with the smoke profile as a user's command does it."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from genlib import report, results, study
+
+ROOT = study.ROOT
+NOTEBOOKS = sorted(study.NOTEBOOKS.glob("*.ipynb"))
+PROFILES = ["smoke", "quick", "full"]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+class TestEveryNotebook:
+    def test_it_holds_no_outputs(self, path):
+        code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+        assert not any(cell.outputs or cell.execution_count for cell in code)
+
+    def test_it_has_one_cell_of_parameters_and_that_holds_literals_only(self, path):
+        import ast
+
+        tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+        assert len(tagged) == 1
+        for statement in ast.parse(tagged[0].source).body:
+            assert isinstance(statement, ast.Assign)
+            ast.literal_eval(statement.value)
+
+    def test_its_opening_names_every_parameter(self, path):
+        opening = read(path).cells[0].source
+        assert opening.startswith("# ")
+        assert [name for name in study.parameters_of(path.stem) if f"`{name}`" not in opening] == [] or (
+            "as in notebook 02" in opening
+        )
+
+    def test_its_questions_end_with_a_takeaway_computed_from_the_run(self, path):
+        text = "\n".join(cell.source for cell in read(path).cells)
+        assert "report.takeaway(" in text
+        assert "**Takeaway:**" not in text
+
+    def test_it_says_what_was_not_shown(self, path):
+        assert any("## What was not shown" in cell.source for cell in read(path).cells)
+
+    def test_it_defines_no_function_and_has_no_long_cell(self, path):
+        for cell in read(path).cells:
+            if cell.cell_type == "code":
+                assert "\ndef " not in "\n" + cell.source
+                assert len(cell.source.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_parameter_of_a_profile_exists_in_a_notebook(profile):
+    taken = {name for notebook in study.names() for name in study.parameters_of(notebook)}
+    assert set(study.profile(profile)) - taken == set()
+
+
+def test_every_parameter_that_the_command_passes_exists_in_the_notebook():
+    for notebook in study.names():
+        passed = study.parameters_for(notebook, {**study.profile("quick"), "seed": 1, "run_folder": "x"})
+        assert set(passed) <= set(study.parameters_of(notebook))
+        assert {"seed", "run_folder"} <= set(passed)
+
+
+def test_defaults_of_the_notebooks_are_the_quick_profile():
+    import ast
+
+    quick = study.profile("quick")
+    for notebook in study.names():
+        for name, written in study.parameters_of(notebook).items():
+            if name in quick:
+                assert ast.literal_eval(written) == quick[name], (notebook, name)
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """One smoke run through the command's own road, kept for the tests below."""
+    run = "test-smoke"
+    study.main(["--profile", "smoke", "--run", run])
+    return ROOT / "outputs" / run
+
+
+@pytest.mark.slow
+class TestSmokeRun:
+    def test_every_notebook_is_executed_without_an_error(self, smoke):
+        for notebook in study.names():
+            cells = read(smoke / f"{notebook}.ipynb").cells
+            code = [cell for cell in cells if cell.cell_type == "code"]
+            assert all(cell.execution_count for cell in code if cell.source.strip())
+            assert not any(out.output_type == "error" for cell in code for out in cell.outputs)
+
+    def test_no_patient_and_no_machine_is_named(self, smoke):
+        for path in [*smoke.glob("*.ipynb"), *smoke.glob("*.csv"), smoke / "manifest.json"]:
+            assert not re.search(r"TCGA-\w\w-\w{4}|/home/|/root/|/Users/", path.read_text()), path
+
+    def test_figures_and_results_are_there(self, smoke):
+        assert len(list((smoke / "figures").glob("*.svg"))) >= 10
+        table = results.load(smoke)
+        assert set(table["notebook"]) == set(study.names())
+        estimates = table[table["note"] == ""]
+        assert estimates["estimate"].notna().all()
+
+    def test_intervals_hold_their_estimates(self, smoke):
+        table = results.load(smoke).dropna(subset=["estimate", "low", "high"])
+        rates = table[table["metric"].isin(["accuracy", "balanced accuracy", "AUC", "recall"])]
+        assert ((rates["low"] <= rates["estimate"] + 1e-9) & (rates["estimate"] <= rates["high"] + 1e-9)).mean() > 0.99
+
+    def test_the_manifest_says_what_made_the_numbers(self, smoke):
+        manifest = json.loads((smoke / "manifest.json").read_text())
+        assert manifest["environment"]["versions"]["tensorflow"].startswith("2.15")
+        assert manifest["run"]["parameters"]["seed"] == 0
+        assert manifest["results"]["sha256"] == results.file_digest(smoke / "results.csv")
+
+    def test_a_second_call_runs_nothing_again(self, smoke, capsys):
+        study.main(["--profile", "smoke", "--run", smoke.name])
+        assert capsys.readouterr().out.count("finished before, unchanged") == len(study.names())
+
+    def test_the_saved_target_model_opens_without_genlib(self, smoke):
+        import tensorflow as tf
+
+        assert tf.keras.models.load_model(smoke / "target_model.keras").output_shape == (None, 3)
+
+    def test_the_summary_has_a_row_for_every_setting(self, smoke):
+        settings = report.settings_table(results.load(smoke))
+        assert len(settings) == 2 * (1 + len(study.profile("smoke")["epsilons"]))

@@ -1,0 +1,45 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from genlib import plots
+
+
+def test_colors_are_told_apart_in_gray_by_line_and_marker():
+    seen = plots.look(list("abcdefgh")).values()
+    assert len({str(one["linestyle"]) for one in seen}) == len({one["marker"] for one in seen}) == 8
+
+
+def test_the_same_figure_gives_the_same_file(tmp_path):
+    files = []
+    for name in ("a", "b"):
+        plots.style()
+        figure = plots.class_sizes(["A", "B"], [1, 2])
+        files.append(plots.save(figure, tmp_path, name).read_bytes())
+    assert files[0] == files[1]
+
+
+def test_intervals_draw_the_numbers_that_they_are_given():
+    table = pd.DataFrame({"attack": ["a", "b"], "estimate": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.9]})
+    axes = plots.intervals(table, "attack", xlabel="AUC").axes[0]
+    line = axes.containers[0]
+    assert line[0].get_xdata().tolist() == [0.5, 0.7]
+    ends = [segment[:, 0].tolist() for segment in line[2][0].get_segments()]
+    assert np.allclose(ends, [[0.4, 0.6], [0.6, 0.9]])
+
+
+def test_histogram_shares_add_up_to_one():
+    axes = plots.histograms([np.arange(10.0), np.arange(5.0)], ["a", "b"], "x").axes[0]
+    edges = axes.patches[0].get_xy()
+    assert edges[:, 1].max() <= 1
+
+
+def test_an_unmeasurable_estimate_is_left_out_without_failing():
+    table = pd.DataFrame({"attack": ["a"], "estimate": [np.nan], "low": [np.nan], "high": [np.nan]})
+    assert plots.intervals(table, "attack").axes
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_no_color_is_too_pale_for_print(number):
+    red, green, blue = (int(plots.COLORS[number][i : i + 2], 16) / 255 for i in (1, 3, 5))
+    assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.8

@@ -1,0 +1,117 @@
+"""Runs that are killed, repeated, or fail."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genlib import results, study
+
+# Three notebooks are enough to be killed in; the slowest parts of smoke are tested elsewhere.
+FEW = ["--profile", "smoke"]
+
+
+def start(run, *words):
+    command = [sys.executable, "-m", "genlib.study", *FEW, "--run", run, *words]
+    return subprocess.Popen(command, cwd=study.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(run, *words):
+    process = start(run, *words)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def folder(run):
+    return study.ROOT / "outputs" / run
+
+
+@pytest.fixture
+def runs():
+    names = [f"test-{os.getpid()}-{letter}" for letter in "abc"]
+    yield names
+    for name in names:
+        shutil.rmtree(folder(name), ignore_errors=True)
+
+
+def kill_group(process):
+    # Papermill's kernel is a process of its own: a crash of the machine takes both.
+    for child in subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_point_completes_and_equals_an_undisturbed_one(runs):
+    whole, killed, _ = runs
+    finish(whole)
+    for seconds in (4, 9, 14):
+        process = start(killed)
+        time.sleep(seconds)
+        kill_group(process)
+    said = finish(killed)
+    assert "finished before, unchanged" in said
+    assert (folder(whole) / "results.csv").read_bytes() == (folder(killed) / "results.csv").read_bytes()
+    assert not list(folder(killed).glob("*.partial.ipynb"))
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_numbers(runs):
+    first, second, _ = runs
+    for run, seed in ((first, "0"), (second, "1")):
+        for notebook in ("01", "02"):
+            finish(run, "--only", notebook, "--seed", seed)
+    tables = [results.load(folder(run), "02_target_model")["estimate"].to_numpy() for run in (first, second)]
+    assert not np.allclose(*tables)
+
+
+@pytest.mark.slow
+def test_a_cohort_of_ones_own_runs_with_its_path_and_label_only(runs, tmp_path):
+    rng = np.random.default_rng(0)
+    names = np.array(["papillary", "follicular"])
+    labels = names[np.arange(60) % 2]
+    genes = {f"GENE{g}": rng.normal(8, 1, 60) + (g < 5) * (labels == "papillary") for g in range(40)}
+    table = pd.DataFrame({"patient": [f"secret-{i}" for i in range(60)], "histology": labels, **genes})
+    path = tmp_path / "thyroid.csv"
+    table.to_csv(path, index=False)
+    before = path.read_bytes()
+    finish(runs[0], "--cohort", str(path), "--label", "histology", "--only", "02")
+    found = results.load(folder(runs[0]), "02_target_model")
+    assert set(found["cohort"]) == {"thyroid"}
+    assert {"papillary", "follicular"} <= set(found["group"])
+    assert path.read_bytes() == before
+    assert "secret-" not in (folder(runs[0]) / "02_target_model.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_a_failing_notebook_is_named_with_its_cell_and_error(runs, tmp_path):
+    path = tmp_path / "one_class.csv"
+    path.write_text("patient,kind,A,B\n" + "\n".join(f"p{i},x,{i},{i * i}" for i in range(20)))
+    process = start(runs[0], "--cohort", str(path), "--label", "kind", "--only", "02")
+    said = process.communicate()[0]
+    assert process.returncode == 1
+    assert "02_target_model failed in cell" in said
+    assert "at least 2 classes" in said
+    assert (folder(runs[0]) / "02_target_model.failed.ipynb").exists()
+    assert not (folder(runs[0]) / "02_target_model.ipynb").exists()
+
+
+def test_names_come_in_order_and_leave_the_cost_notebook_out():
+    assert study.names() == sorted(study.names())
+    assert "08_cost" not in study.names()
+
+
+def test_a_cohort_from_the_command_line_does_not_inherit_the_options_of_another():
+    chosen = study._chosen(study._options(["--profile", "smoke", "--cohort", "tcga-brca"]))
+    assert chosen["cohort_options"] == {}
+    assert chosen["run_folder"] == "../outputs/tcga-brca-smoke"
