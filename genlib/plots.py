@@ -272,7 +272,7 @@ def trade_off_points(table, hue, label, xlabel, ylabel, chance=None):
     figure, axes = plt.subplots(figsize=(5.8, 4.0))
     if chance is not None:
         axes.axhline(chance, color="0.6", lw=0.8)
-        axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), color="0.4", ha="left", va="bottom")
+        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="top")
     for value, one in look(list(dict.fromkeys(table[hue]))).items():
         part = table[table[hue] == value]
         spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy(float)) for a in "xy"]

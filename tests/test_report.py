@@ -4,6 +4,7 @@ import pytest
 
 from genlib import report
 from genlib.results import COLUMNS
+from genlib.study import ROOT
 
 
 def rows(features, epsilon, worth, aucs, tpr_high=0.2):
@@ -60,3 +61,9 @@ def test_one_refuses_none_and_several(table):
 
 def test_no_privacy_is_asked_for_by_none(table):
     assert set(report.select(table, epsilon=None)["features"]) == {"all genes"}
+
+
+def test_the_readme_says_what_the_reference_run_found(monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    monkeypatch.chdir(ROOT)
+    assert report.readme(text, "outputs/reference") == text
