@@ -9,7 +9,7 @@ import contextlib
 import warnings
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
     membership_inference_attack as mia,
 )
@@ -19,6 +19,8 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_s
     SlicingSpec,
 )
 from tqdm.auto import tqdm
+
+from genlib import metrics
 
 TF_PRIVACY_ATTACKS = {
     "loss threshold": AttackType.THRESHOLD_ATTACK,
@@ -136,6 +138,346 @@ def signal(logits, labels):
     true = np.arange(logits.shape[2]) == np.asarray(labels)[:, None]
     others = np.where(true, -np.inf, logits)
     return (logits * true).sum(axis=2) - logsumexp(others, axis=2)
+
+
+FEWEST_SHADOWS = 4
+# A patient's own variance needs so many shadow models a side (Carlini et al. use 32 and more); below, it is pooled.
+SHADOWS_FOR_OWN_VARIANCE = 24
+
+
+def lira(logits, labels, members, variant="online", variance="auto", shadows=None):
+    """Likelihood-ratio attack: score how much the target looks like models that know the patient.
+
+    Threat model (auditor): the attacker trained shadow models on random halves of the same cohort, which is the worst
+    case
+    and what a data custodian should assume. Every model is the target in turn; all others are its shadow models but its
+    complement twin, whose members are exactly the target's non-members. With `shadows` the attacker is an outsider.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        (M, n, k).
+    labels : numpy.ndarray
+        (n,) int.
+    members : numpy.ndarray
+        (M, n) bool; rows 2j and 2j + 1 are twins.
+    variant : {"online", "offline"}
+        Online: log N(phi; mu_in, sd_in) - log N(phi; mu_out, sd_out). Offline: (phi - mu_out) / sd_out, a monotone form
+        of the paper's Phi of it that does not run into ties at 1.
+    variance : {"auto", "patient", "pooled"}
+        Standard deviations patient by patient, or one for all patients; ``"auto"``: patient by patient from 24 shadow
+        models a side on.
+    shadows : (numpy.ndarray, numpy.ndarray), optional
+        Logits (S, n, k) and members (S, n) of other models; all of them are shadow models of every target.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64, higher = more likely a member; NaN for a patient who is in no shadow model (online) or in all.
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree, an option is unknown, or some patient has fewer than 4 shadow models on a side that the
+        variant needs; says how many models are needed.
+
+    References
+    ----------
+    Carlini et al., "Membership inference attacks from first principles", IEEE S&P 2022, algorithm 1 and equation 4.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> members = np.repeat(rng.random((8, 30)) < 0.5, 2, axis=0) ^ (np.arange(16) % 2 == 1)[:, None]
+    >>> logits = rng.normal(size=(16, 30, 2)) + 3 * members[:, :, None] * np.array([1.0, 0.0])
+    >>> scores = lira(logits, np.zeros(30, int), members)
+    >>> bool(scores[members].mean() > scores[~members].mean())
+    True
+    """
+    logits, labels, members = _checked(logits, labels, members)
+    _refuse_unknown("variant", [variant], ("online", "offline"))
+    _refuse_unknown("variance", [variance], ("auto", "patient", "pooled"))
+    phi = signal(logits, labels)
+    if shadows is None:
+        known, known_members, leave_out = phi, members, True
+    else:
+        shadow_logits, _, known_members = _checked(shadows[0], labels, shadows[1])
+        known, leave_out = signal(shadow_logits, labels), False
+    sides = {"out": _side(known, ~known_members, len(phi), leave_out)}
+    if variant == "online":
+        sides["in"] = _side(known, known_members, len(phi), leave_out)
+    fewest = min(_fewest(count) for count, _, _ in sides.values())
+    if fewest < FEWEST_SHADOWS:
+        raise ValueError(
+            f"{variant} LiRA needs at least {FEWEST_SHADOWS} shadow models on a side for every patient, there are "
+            f"{fewest}; train at least {2 * FEWEST_SHADOWS + 2} models in twins"
+        )
+    own = variance == "patient" or (variance == "auto" and fewest >= SHADOWS_FOR_OWN_VARIANCE)
+    density = {side: _gaussian(phi, *moments, own) for side, moments in sides.items()}
+    if variant == "offline":
+        return density["out"][0]
+    return density["in"][1] - density["out"][1]
+
+
+def _side(phi, chosen, n_targets, leave_out):
+    """Number, sum and sum of squares of the chosen shadow models' signals, for every target and patient.
+
+    `leave_out` takes the target and its twin out of the sums over all models.
+    """
+    # Around the patient's mean, so that squares do not drown small variances.
+    center = np.mean(phi, axis=0)
+    parts = [chosen * (phi - center) ** power for power in range(3)]
+    totals = [np.broadcast_to(part.sum(axis=0), (n_targets, part.shape[1])) for part in parts]
+    if leave_out:
+        totals = [total - part - _of_twin(part) for total, part in zip(totals, parts, strict=True)]
+    count, total, squares = totals
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / count
+        return count, mean + center, np.maximum(squares - count * mean**2, 0)
+
+
+def _of_twin(values):
+    """Row of the complement twin in place of each row; a last model without a twin has none (zeros)."""
+    twins = np.arange(len(values)) ^ 1
+    there = twins < len(values)
+    swapped = np.zeros_like(values)
+    swapped[there] = values[twins[there]]
+    return swapped
+
+
+def _fewest(count):
+    """Fewest shadow models of a patient that has any on this side: one that has none gets no score instead."""
+    return int(count[count > 0].min()) if (count > 0).any() else 0
+
+
+def _gaussian(phi, count, mean, squares, own):
+    """Standardized distance and log-density (without the constant) of the targets' signals under one side."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if own:
+            spread = np.sqrt(squares / count)
+        else:
+            spread = np.sqrt(np.nansum(squares, axis=1, keepdims=True) / count.sum(axis=1, keepdims=True))
+        spread = np.maximum(spread, np.finfo(float).tiny ** 0.25)
+        distance = (phi - mean) / spread
+        return distance, np.where(count > 0, -np.log(spread) - distance**2 / 2, np.nan)
+
+
+def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
+    """Robust membership inference: score how far the target is surer of this patient than of others.
+
+    Sureness is taken against reference models, and then compared with that of all other patients.
+
+    Threat models as in `lira`.
+
+    Parameters
+    ----------
+    logits, labels, members, shadows
+        As in `lira`.
+    variant : {"online", "offline"}
+        Online: p(x) is the mean of the reference models that know the patient and of those that do not, equally
+        weighted.
+        Offline: from those that do not alone, p(x) = ((1 + a) p_out(x) + 1 - a) / 2, with a chosen for each target on
+        one
+        of its shadow models, never on the target.
+    gamma : float
+        How many times larger the patient's ratio must be than another's to count. The default of 1 keeps the order of
+        all patients; with more, patients of whom every model is sure tie at 0.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64: share of other patients z with ratio(x) / ratio(z) >= gamma; NaN as in `lira`.
+
+    Raises
+    ------
+    ValueError
+        As `lira`.
+
+    References
+    ----------
+    Zarifzadeh, Liu, Shokri: "Low-cost high-power membership inference attacks", ICML 2024, equations 3, 9 and 10.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> members = np.repeat(rng.random((8, 30)) < 0.5, 2, axis=0) ^ (np.arange(16) % 2 == 1)[:, None]
+    >>> logits = rng.normal(size=(16, 30, 2)) + 3 * members[:, :, None] * np.array([1.0, 0.0])
+    >>> scores = rmia(logits, np.zeros(30, int), members)
+    >>> bool(scores[members].mean() > scores[~members].mean())
+    True
+    """
+    logits, labels, members = _checked(logits, labels, members)
+    _refuse_unknown("variant", [variant], ("online", "offline"))
+    p = np.exp(_log_likelihood(logits, labels))
+    if shadows is None:
+        known, known_members, leave_out = p, members, True
+    else:
+        shadow_logits, _, known_members = _checked(shadows[0], labels, shadows[1])
+        known, leave_out = np.exp(_log_likelihood(shadow_logits, labels)), False
+    counts, outside = _side(known, ~known_members, len(p), leave_out)[:2]
+    fewest = _fewest(counts)
+    if variant == "online":
+        counts_in, inside = _side(known, known_members, len(p), leave_out)[:2]
+        fewest = min(fewest, _fewest(counts_in))
+    if fewest < FEWEST_SHADOWS:
+        raise ValueError(
+            f"{variant} RMIA needs at least {FEWEST_SHADOWS} shadow models on a side for every patient, there are "
+            f"{fewest}; train at least {2 * FEWEST_SHADOWS + 2} models in twins"
+        )
+    if variant == "online":
+        return _share_below(np.log(p) - np.log((inside + outside) / 2), gamma)
+    constants = _offline_constants(known, known_members, len(p), leave_out, gamma)[:, None]
+    return _share_below(np.log(p) - np.log(((1 + constants) * outside + 1 - constants) / 2), gamma)
+
+
+def _log_likelihood(logits, labels):
+    logs = log_softmax(np.asarray(logits, np.float64), axis=2)
+    return np.take_along_axis(logs, np.asarray(labels)[None, :, None], axis=2)[:, :, 0]
+
+
+def _share_below(log_ratio, gamma):
+    """For every target and patient, the share of other patients whose ratio is at most the own over gamma."""
+    shares = np.full(log_ratio.shape, np.nan)
+    for row, share in zip(log_ratio, shares, strict=True):
+        judged = np.flatnonzero(~np.isnan(row))
+        values = row[judged]
+        below = np.searchsorted(np.sort(values), values - np.log(gamma), side="right")
+        # A patient is not compared with itself, which only a gamma of at most 1 would count.
+        share[judged] = (below - (gamma <= 1)) / max(1, len(judged) - 1)
+    return shares
+
+
+def _offline_constants(p, members, n_targets, leave_out, gamma):
+    """For every target the constant a that serves best when one of its shadow models plays the target."""
+    grid = np.linspace(0, 1, 11)
+    best = []
+    for target in range(n_targets):
+        excluded = {target, target ^ 1} if leave_out else set()
+        usable = [s for s in range(len(p)) if s not in excluded]
+        player = usable[0]
+        rest = [s for s in usable if s not in (player, player ^ 1)]
+        outside_members = ~members[rest]
+        with np.errstate(invalid="ignore"):
+            outside = (p[rest] * outside_members).sum(axis=0) / outside_members.sum(axis=0)
+        mixed = ((1 + grid[:, None]) * outside + 1 - grid[:, None]) / 2
+        shares = _share_below(np.log(p[player]) - np.log(mixed), gamma)
+        best.append(grid[int(np.argmax([_auc(share, members[player]) for share in shares]))])
+    return np.array(best)
+
+
+def _auc(scores, members):
+    judged = ~np.isnan(scores)
+    if members[judged].all() or not members[judged].any():
+        return 0.5
+    return metrics.auc(scores[judged], members[judged])
+
+
+SIGNALS = ("loss", "confidence", "entropy", "modified entropy")
+
+
+def threshold(logits, labels, members, signal_name="loss", per_class=False):
+    """Judge everybody by one number of the model's output, or each class by a threshold of its own.
+
+    Threat model: the attacker sees the logits; for thresholds per class it also has shadow models, on which it finds,
+    for
+    each class, how rare such a number is among non-members.
+
+    Parameters
+    ----------
+    logits, labels, members
+        As in `lira`.
+    signal_name : {"loss", "confidence", "entropy", "modified entropy"}
+        Log-odds of the true class; highest probability; minus the entropy; minus the modified entropy, which also knows
+        the true class.
+    per_class : bool
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64. Per class: share of the non-members of that class, over the shadow models, whose number is
+        smaller, ties half.
+
+    Raises
+    ------
+    ValueError
+        When the signal is unknown or shapes disagree.
+
+    References
+    ----------
+    Loss: Yeom et al., CSF 2018. Confidence and entropy: Salem et al., NDSS 2019. Modified entropy and thresholds per
+    class: Song and Mittal, USENIX Security 2021, equations 8 and 9.
+
+    Examples
+    --------
+    >>> logits = np.array([[[0.0, 2.0], [1.0, 0.0]]])
+    >>> threshold(logits, np.array([1, 1]), np.array([[True, False]])).round(1)
+    array([[ 2., -1.]])
+    """
+    logits, labels, members = _checked(logits, labels, members)
+    _refuse_unknown("signal", [signal_name], SIGNALS)
+    values = _signal_values(logits, labels, signal_name)
+    if not per_class:
+        return values
+    scores = np.full(values.shape, np.nan)
+    for k in np.unique(labels):
+        patients = np.flatnonzero(labels == k)
+        for target in range(len(values)):
+            shadows = [s for s in range(len(values)) if s not in (target, target ^ 1)]
+            outside = np.sort(values[np.ix_(shadows, patients)][~members[np.ix_(shadows, patients)]])
+            if len(outside):
+                ends = [np.searchsorted(outside, values[target, patients], side=side) for side in ("left", "right")]
+                scores[target, patients] = np.mean(ends, axis=0) / len(outside)
+    return scores
+
+
+def _signal_values(logits, labels, name):
+    if name == "loss":
+        return signal(logits, labels)
+    logs = log_softmax(np.asarray(logits, np.float64), axis=2)
+    p = np.exp(logs)
+    if name == "confidence":
+        return logs.max(axis=2)
+    if name == "entropy":
+        return (p * logs).sum(axis=2)
+    true = np.arange(logits.shape[2]) == np.asarray(labels)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_rest = np.log1p(-np.minimum(p, 1 - 1e-15))
+    return np.where(true, (1 - p) * logs, p * log_rest).sum(axis=2)
+
+
+def label_only(logits, labels, members, calibrated=True):
+    """Judge by the predicted class alone: a model is more often right about patients that it has learned.
+
+    Threat model: the attacker sees only the class that the model names; if calibrated, it also has shadow models of
+    which
+    it sees the same.
+
+    Parameters
+    ----------
+    logits, labels, members
+        As in `lira`; of the logits only the largest of each row is looked at.
+    calibrated : bool
+        Take off how often shadow models that do not know the patient are right about it.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64.
+
+    References
+    ----------
+    Gap attack: Yeom et al., CSF 2018; Choquette-Choo et al., "Label-only membership inference attacks", ICML 2021.
+
+    Examples
+    --------
+    >>> label_only(np.array([[[0.0, 2.0], [1.0, 0.0]]]), np.array([1, 1]), np.array([[True, False]]), calibrated=False)
+    array([[1., 0.]])
+    """
+    logits, labels, members = _checked(logits, labels, members)
+    right = (logits.argmax(axis=2) == labels).astype(float)
+    if not calibrated:
+        return right
+    return right - _side(right, ~members, len(right), True)[1]
 
 
 def _checked(logits, labels, members):

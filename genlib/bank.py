@@ -3,55 +3,121 @@
 A bank is all that attacks and metrics ever see: ``logits[m, i, :]`` and ``members[m, i]``.
 """
 
+import concurrent.futures
+import dataclasses
 import gc
+import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from genlib import engine as fast
 from genlib import models, privacy, results
+from genlib.recipes import Recipe
 
 # What a model's logits depend on beside their inputs; a change of this code makes the cache start afresh.
-CODE = ("bank", "models", "privacy", "recipes")
+CODE = ("bank", "engine", "models", "privacy", "recipes")
 
 
-def batch_orders(n, epochs, seed):
-    """Draw the order in which the members are seen, one for every epoch.
+def draw_batches(n, epochs, batch_size, seed):
+    """Draw who is in which step: every member once an epoch, in an order of its own.
+
+    An epoch is cut into as few batches as possible, of nearly equal size. (Keras leaves a last batch of what remains:
+    with
+    385 members and batches of 32 a single patient makes a step of full length.)
 
     Parameters
     ----------
     n : int
         Number of members.
     epochs : int
+    batch_size : int or None
+        Largest batch; None takes all members in every step.
     seed : sequence of int
 
     Returns
     -------
-    numpy.ndarray
-        (epochs, n) int64; a batch is a run of a row, the last one of a row may be shorter.
+    rows : numpy.ndarray
+        (steps, width) int32, positions among the members.
+    sizes : numpy.ndarray
+        (steps,) int32, how many of a row count, from its beginning.
 
     Examples
     --------
-    >>> batch_orders(4, epochs=2, seed=[0, 1]).shape
-    (2, 4)
+    >>> draw_batches(5, epochs=1, batch_size=4, seed=[0])[1]
+    array([3, 2], dtype=int32)
     """
     rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(n) for _ in range(epochs)])
+    per_epoch = -(-n // (batch_size or n))
+    parts = [part for _ in range(epochs) for part in np.array_split(rng.permutation(n), per_epoch)]
+    sizes = np.array([len(part) for part in parts], np.int32)
+    rows = np.zeros((len(parts), sizes.max()), np.int32)
+    for row, part in zip(rows, parts, strict=True):
+        row[: len(part)] = part
+    return rows, sizes
 
 
-def _batches(x, y, orders, batch_size):
+def _batches(x, y, rows, sizes):
     # Gathered inside TensorFlow: a Python generator of batches takes twice the time of the training itself.
     x, y = tf.constant(x), tf.constant(y)
-    epochs = tf.data.Dataset.from_tensor_slices(orders)
-    steps = epochs.flat_map(lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size))
-    return steps.map(lambda rows: (tf.gather(x, rows), tf.gather(y, rows)))
+    steps = tf.data.Dataset.from_tensor_slices((rows, sizes))
+    return steps.map(lambda row, size: (tf.gather(x, row[:size]), tf.gather(y, row[:size])))
 
 
-def train(features, labels, members, recipe, seed, *, n=None, reserved=None, keep=(), cache=None, progress=True):
+ENGINES = ("auto", "row-space", "genes", "keras")
+
+
+def choose_engine(recipe, n_rows, n_features):
+    """Name the engine that ``engine="auto"`` takes: the fastest one that is exact for this recipe.
+
+    ``"row-space"``: compiled, on inner products of patients; pays where there are fewer rows than features.
+    ``"genes"``: compiled, on the features themselves. ``"keras"``: one Keras ``fit`` a model, for what the other two do
+    not know (Adam, early stopping, DP-SGD).
+
+    Parameters
+    ----------
+    recipe : genlib.recipes.Recipe
+    n_rows : int
+        Patients and query rows.
+    n_features : int
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> choose_engine(Recipe(), 769, 4388), choose_engine(Recipe(), 769, 50)
+    ('row-space', 'genes')
+    >>> choose_engine(Recipe(optimizer="adam"), 769, 4388)
+    'keras'
+    """
+    if recipe.optimizer != "sgd" or recipe.patience or recipe.privacy:
+        return "keras"
+    return "row-space" if n_rows < n_features else "genes"
+
+
+def train(
+    features,
+    labels,
+    members,
+    recipe,
+    seed,
+    *,
+    queries=None,
+    n=None,
+    reserved=None,
+    keep=(),
+    cache=None,
+    engine="auto",
+    progress=True,
+):
     """Train one model for each row of `members` and return what every model says of every patient.
 
-    Models are finished one after the other; with `cache`, what a killed run had finished is not trained again.
+    With `cache`, every finished model is kept, and what a killed run had finished is not trained again.
 
     Parameters
     ----------
@@ -61,9 +127,13 @@ def train(features, labels, members, recipe, seed, *, n=None, reserved=None, kee
         (n,) int, classes from 0 to k - 1.
     members : numpy.ndarray
         (M, n) bool; row m says who trains model m.
-    recipe : genlib.recipes.Recipe
+    recipe : genlib.recipes.Recipe or sequence of them
+        One for all models, or one a model; those of one bank may differ in learning rate, momentum, L2, dropout and
+        label smoothing.
     seed : int
-        Model m draws its start and batches from (seed, m).
+        Model m draws its start, batches and dropout from (seed, m).
+    queries : numpy.ndarray, optional
+        (q, d) float32, further rows whose logits are wanted, as second samples of the patients.
     n : int, optional
         Nominal number of members, for private recipes: batches, noise and rate follow it, not the members drawn.
     reserved : numpy.ndarray, optional
@@ -72,21 +142,23 @@ def train(features, labels, members, recipe, seed, *, n=None, reserved=None, kee
         Models whose weights to return too.
     cache : path-like, optional
         Folder for finished models.
+    engine : {"auto", "row-space", "genes", "keras"}
+        See `choose_engine`. An engine that is not exact for the recipe is refused.
     progress : bool
         Show a progress bar with the time left.
 
     Returns
     -------
     logits : numpy.ndarray
-        (M, n, k) float32.
+        (M, n + q, k) float32.
     kept : dict of int to list of numpy.ndarray
         Weights of the models in `keep`, in Keras' order; only returned when `keep` is given.
 
     Raises
     ------
     ValueError
-        When shapes disagree, a model has no members of some class at all to learn from, a reserved patient is a member,
-        or the recipe asks for what cannot be done; names the value and the way out.
+        When shapes disagree, a reserved patient is a member, the recipe asks for what cannot be done or an engine does
+        not hold for it, or training diverges; names the value and the way out.
 
     Examples
     --------
@@ -100,28 +172,38 @@ def train(features, labels, members, recipe, seed, *, n=None, reserved=None, kee
     """
     features = np.ascontiguousarray(features, np.float32)
     labels, members = np.asarray(labels), np.asarray(members)
-    _check(features, labels, members, recipe, n, reserved)
-    common = results.digest(features, labels, recipe.digest(), n, results.code_digest(*CODE), tf.__version__)
-    held_out = None if reserved is None or not recipe.patience else np.asarray(reserved)
-    everyone = []
-    kept = {}
-    names = f"training {len(members)} x {recipe.architecture}"
-    for m in tqdm(range(len(members)), desc=names, unit="model", disable=not progress):
-        key = results.digest(common, members[m], [seed, m], held_out if held_out is not None else "none")
-        path = None if cache is None else pathlib.Path(cache) / f"{key[:32]}.npz"
-        stored = results.load_arrays(path) if path else None
-        if stored is None or (m in keep and "weights_0" not in stored):
-            stored = _train_one(features, labels, members[m], recipe, (seed, m), n, held_out, m in keep)
-            if path:
-                results.save_arrays(path, **stored)
-        everyone.append(stored["logits"])
-        if m in keep:
-            kept[m] = [stored[f"weights_{i}"] for i in range(len(stored) - 1)]
-    logits = np.stack(everyone)
+    rows = features if queries is None else np.vstack([features, np.asarray(queries, np.float32)])
+    recipes = [recipe] * len(members) if isinstance(recipe, Recipe) else list(recipe)
+    _check(features, labels, members, recipes, n, reserved)
+    engine = _checked_engine(engine, recipes, rows)
+    held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
+    common = results.digest(rows, labels, n, engine, results.code_digest(*CODE), tf.__version__)
+    keys = [
+        results.digest(common, recipes[m].digest(), members[m], [seed, m], held_out if held_out is not None else "none")
+        for m in range(len(members))
+    ]
+    paths = [None if cache is None else pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
+    stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
+    missing = [m for m in stored if stored[m] is None]
+    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, missing)
+    bar = f"training {len(missing)} x {recipes[0].architecture} ({engine})"
+    for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
+        if not np.isfinite(answer["logits"]).all():
+            raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
+        if paths[m]:
+            results.save_arrays(paths[m], **answer)
+        stored[m] = answer
+    logits = np.stack([stored[m]["logits"] for m in range(len(members))])
+    kept = {m: [stored[m][f"weights_{i}"] for i in range(len(stored[m]) - 1)] for m in keep}
     return (logits, kept) if len(keep) else logits
 
 
-def _check(features, labels, members, recipe, n, reserved):
+def _stored(path, with_weights):
+    stored = results.load_arrays(path) if path else None
+    return None if stored and with_weights and "weights_0" not in stored else stored
+
+
+def _check(features, labels, members, recipes, n, reserved):
     if features.ndim != 2 or labels.shape != features.shape[:1] or members.shape[1:] != labels.shape:
         raise ValueError(
             f"shapes disagree: features {features.shape}, labels {labels.shape}, members {members.shape}; they must be "
@@ -133,43 +215,106 @@ def _check(features, labels, members, recipe, n, reserved):
         raise ValueError("features hold missing or infinite values; see cohorts.load, which refuses them")
     if reserved is not None and (members & reserved).any():
         raise ValueError(f"{int((members & reserved).any(axis=0).sum())} reserved patients are members of a model")
-    if recipe.patience and reserved is None:
-        raise ValueError(f"patience={recipe.patience} needs reserved patients to watch; see membership.reserve")
-    if recipe.privacy and n is None:
+    if recipes[0].patience and reserved is None:
+        raise ValueError(f"patience={recipes[0].patience} needs reserved patients to watch; see membership.reserve")
+    if recipes[0].privacy and n is None:
         raise ValueError("a private recipe needs n, the nominal number of members, since the drawn number is secret")
+    if len(recipes) != len(members):
+        raise ValueError(f"{len(recipes)} recipes for {len(members)} models; give one for all, or one for each")
+    free = {"learning_rate": 1.0, "momentum": 0.0, "l2": 0.0, "dropout": 0.0, "label_smoothing": 0.0}
+    if len({dataclasses.replace(one, **free) for one in recipes}) > 1:
+        raise ValueError(f"the recipes of one bank may differ in {', '.join(free)} only; train the others apart")
 
 
-def _train_one(features, labels, rows, recipe, seed, n, reserved, with_weights):
+def _checked_engine(engine, recipes, rows):
+    if engine not in ENGINES:
+        raise ValueError(f"engine='{engine}' is not known; choose one of {', '.join(ENGINES)}")
+    chosen = choose_engine(recipes[0], *rows.shape)
+    if engine == "auto":
+        return chosen
+    if chosen == "keras" != engine:
+        raise ValueError(
+            f"engine='{engine}' is exact for SGD with a fixed number of epochs and without privacy only; use "
+            "engine='keras'"
+        )
+    if engine == "row-space" and len(rows) > rows.shape[1]:
+        raise ValueError(
+            f"engine='row-space' with {len(rows)} rows and {rows.shape[1]} features: there is no smaller space to "
+            "train in; use engine='genes'"
+        )
+    return engine
+
+
+def _number(seed, m):
+    """One number for TensorFlow from (seed, m)."""
+    return int(np.random.SeedSequence([seed, m, 5]).generate_state(1)[0]) >> 1
+
+
+def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, missing):
+    """Train the missing models, and give each as it is finished."""
+    if engine == "keras":
+        for m in missing:
+            yield m, _train_keras(rows, labels, members[m], recipes[m], (seed, m), n, held_out, m in keep)
+        return
+    if not missing:
+        return
+    patients = fast.prepare(rows, engine == "row-space")
+    n_classes = int(labels.max()) + 1
+    structure = fast.structure_of(
+        models.build(dataclasses.replace(recipes[0], dropout=0.0), rows.shape[1], n_classes, 0)
+    )
+    if any(recipe.dropout for recipe in recipes):
+        with_dropout = dataclasses.replace(recipes[0], dropout=0.5)
+        structure = fast.structure_of(models.build(with_dropout, rows.shape[1], n_classes, 0))
+    most = int(members.sum(axis=1).max())
+    padded = (most, recipes[0].epochs * -(-most // (recipes[0].batch_size or most)))
+    first_rows = patients.coordinates.shape[1] if engine == "row-space" else None
+
+    def one(m):
+        batches = draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
+        start = fast.draw_start(structure, [seed, m], first_rows)
+        number = _number(seed, m)
+        logits, weights = fast.train_one(
+            patients, labels, members[m], recipes[m], structure, batches, start, number, padded
+        )
+        kept = weights() if m in keep else []
+        return m, {"logits": logits, **{f"weights_{i}": w for i, w in enumerate(kept)}}
+
+    # The compiled function leaves Python's lock alone, so threads are enough to use every core.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(one, missing)
+
+
+def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights):
     tf.keras.backend.clear_session()
     gc.collect()  # Keras keeps graphs of finished models alive until their cycles are collected
-    # A number for Keras from (seed, m); it also fixes the noise of a study run.
-    number = int(np.random.SeedSequence([*seed, 5]).generate_state(1)[0]) >> 1
+    number = _number(*seed)  # it also fixes the noise of a study run
     tf.keras.utils.set_random_seed(number)
     n_classes = int(labels.max()) + 1
-    x, y = features[rows], labels[rows]
+    features = rows[: len(labels)]
+    x, y = features[members], labels[members]
     if recipe.privacy:
-        model = privacy.dp_model(recipe, features.shape[1], n_classes, n, number)
+        model = privacy.dp_model(recipe, rows.shape[1], n_classes, n, number)
         model.fit(x, y, epochs=recipe.epochs, verbose=0)
     else:
-        model = models.build(recipe, features.shape[1], n_classes, number)
-        model.compile(_optimizer(recipe), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        batch_size = recipe.batch_size or len(x)
-        batches = _batches(x, y, batch_orders(len(x), recipe.epochs, [*seed, 6]), batch_size)
+        model = models.build(recipe, rows.shape[1], n_classes, number)
+        if choose_engine(recipe, 1, 0) == "genes":
+            # The same start as the compiled engines draw on genes, so that the two can be held to each other.
+            model.set_weights(fast.draw_start(fast.structure_of(model), seed))
+        model.compile(_optimizer(recipe), models.loss(recipe, n_classes))
+        rows_of, sizes = draw_batches(len(x), recipe.epochs, recipe.batch_size, [*seed, 6])
+        batches = _batches(x, y, rows_of, sizes)
         watched = None if reserved is None else (features[reserved], labels[reserved])
-        steps = -(-len(x) // batch_size)
         model.fit(
             batches,
-            steps_per_epoch=steps,
+            steps_per_epoch=len(sizes) // recipe.epochs,
             epochs=recipe.epochs,
             verbose=0,
             validation_data=watched,
             callbacks=_stop(recipe),
         )
-    logits = models.predict(model, features)
-    if not np.isfinite(logits).all():
-        raise ValueError(f"training diverged: model {seed[1]} gives infinite logits; lower the learning rate")
     weights = model.get_weights() if with_weights else []
-    return {"logits": logits, **{f"weights_{i}": w for i, w in enumerate(weights)}}
+    return {"logits": models.predict(model, rows), **{f"weights_{i}": w for i, w in enumerate(weights)}}
 
 
 def _optimizer(recipe):

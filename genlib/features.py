@@ -52,12 +52,33 @@ def transform(cohort, kind="rank", panel=None):
             warnings.warn(f"{len(missing)} genes of the panel are not in {cohort.name}: {missing}", stacklevel=2)
         values = np.asarray(cohort.data.X[:, columns])
     if kind == "rank":
-        ranks = scipy.stats.rankdata(values, axis=1)
-        return scipy.special.ndtri((ranks - 0.5) / values.shape[1]).astype(np.float32)
+        return rank_scores(values)
     if kind == "unit":
         norms = np.linalg.norm(values, axis=1, keepdims=True)
         return (values / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
     return values.astype(np.float32)
+
+
+def rank_scores(values):
+    """Replace every value by the normal score of its rank within its own row.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (n, d), any scale.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, d) float32, Phi^-1((rank - 1/2) / d), ties at their mean rank.
+
+    Examples
+    --------
+    >>> rank_scores(np.array([[5.0, 1.0, 3.0]])).round(2)
+    array([[ 0.97, -0.97,  0.  ]], dtype=float32)
+    """
+    ranks = scipy.stats.rankdata(values, axis=1)
+    return scipy.special.ndtri((ranks - 0.5) / ranks.shape[1]).astype(np.float32)
 
 
 def find_panel(cohort, panel):

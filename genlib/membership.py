@@ -165,6 +165,72 @@ def bernoulli(n, n_models, seed, reserved=None):
     return np.stack([first & eligible, ~first & eligible], axis=1).reshape(n_models, n)
 
 
+def by_site(sites, n_models, seed):
+    """Split the hospitals in half for many models, in pairs of complement twins: non-members come from other hospitals.
+
+    Parameters
+    ----------
+    sites : numpy.ndarray
+        (n,) int, coded tissue source site of each patient.
+    n_models : int
+        Even number of models M.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) bool; sites are taken in random order until half of the patients are members.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than two sites, or `n_models` is not an even number of at least 2.
+
+    Examples
+    --------
+    >>> by_site(np.array([0, 0, 1, 1]), n_models=2, seed=0).sum(axis=1)
+    array([2, 2])
+    """
+    names, counts = np.unique(sites, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(f"a split by hospital needs at least 2 sites; there is {len(names)}")
+    rows = []
+    for j in range(_n_pairs(n_models)):
+        order = np.random.default_rng([seed, 13, j]).permutation(len(names))
+        before = np.cumsum(counts[order]) - counts[order]
+        # The site that crosses the half goes where it leaves the halves more equal; neither side stays empty.
+        chosen = order[before + counts[order] / 2 < len(sites) / 2]
+        chosen = chosen if len(chosen) else order[:1]
+        first = np.isin(sites, names[chosen])
+        rows += [first, ~first]
+    return np.array(rows)
+
+
+def outsider_split(labels, seed):
+    """Split patients into the target's pool and an outsider's, disjoint and stratified by class.
+
+    The outsider trains shadow models on patients of its own: none of the pool is in any of them.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        (n,) class of each patient.
+    seed : int
+
+    Returns
+    -------
+    pool, outsiders : numpy.ndarray
+        (n,) bool each.
+
+    Examples
+    --------
+    >>> pool, outsiders = outsider_split(np.array([0, 0, 1, 1]), seed=0)
+    >>> pool.sum(), (pool & outsiders).any()
+    (2, False)
+    """
+    return target_split(labels, (seed, 12))
+
+
 def _n_pairs(n_models):
     if n_models < 2 or n_models % 2:
         raise ValueError(f"n_models={n_models}: models come in complement twins, so give an even number of at least 2")

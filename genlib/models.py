@@ -79,6 +79,35 @@ def build(recipe, n_features, n_classes, seed, model_class=tf.keras.Model, **opt
     return model_class(inputs=inputs, outputs=outputs, name=recipe.architecture, **options)
 
 
+def loss(recipe, n_classes):
+    """Cross-entropy on logits with integer labels, with the recipe's label smoothing.
+
+    Parameters
+    ----------
+    recipe : genlib.recipes.Recipe
+    n_classes : int
+
+    Returns
+    -------
+    callable
+        (labels, logits) to one loss a patient or to their mean, as Keras takes it.
+
+    References
+    ----------
+    Label smoothing: Szegedy et al., "Rethinking the inception architecture", CVPR 2016, section 7.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> float(loss(Recipe(), 2)(np.array([0]), np.array([[0.0, 0.0]]))) == float(np.float32(np.log(2)))
+    True
+    """
+    if not recipe.label_smoothing:
+        return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    smooth = tf.keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
+    return lambda labels, logits: smooth(tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), n_classes), logits)
+
+
 def predict(model, features):
     """Logits of a model for every row, without dropout.
 

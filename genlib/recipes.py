@@ -76,6 +76,8 @@ class Recipe:
         Weight decay: l2 times the squared norm of all kernels is added to the mean loss.
     dropout : float
         Share of hidden units dropped while training, from 0 to below 1.
+    label_smoothing : float
+        Share a of the target that is spread evenly over all classes, from 0 to below 1.
     patience : int
         0: no early stopping. Else training ends when the loss on *reserved* patients has not fallen for so many
         epochs, and the best weights are kept.
@@ -105,6 +107,7 @@ class Recipe:
     momentum: float = 0.0
     l2: float = 0.0
     dropout: float = 0.0
+    label_smoothing: float = 0.0
     patience: int = 0
     privacy: Privacy | None = None
 
@@ -118,7 +121,7 @@ class Recipe:
                 raise ValueError(f"{name}={value}: must be a whole number of at least 1")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate={self.learning_rate}: must be a finite number above 0")
-        for name in ("momentum", "dropout"):
+        for name in ("momentum", "dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 and below 1")
         if not (self.l2 >= 0 and math.isfinite(self.l2)):

@@ -1,0 +1,381 @@
+"""The training of one model as one compiled function, on genes or, with the same result, in row space.
+
+With n patients and many more genes than patients, a first dense layer never leaves the span of its start and of the
+patients: W = s W_0 + X^T A, with one row of A a member and s = 1 unless weights decay. All that a step needs is the
+inner products between patients, K = X X^T, and what the start gives every patient, P_0 = X W_0. So the cost of a step
+depends on the number of members, not of genes. It is the same training, written in other coordinates: the tests hold
+the two forms to each other in float64.
+
+It does not hold where an update is not a linear combination of patients' profiles: Adam, L1 or group sparsity,
+max-norm, dropout or normalization of the input. Those are refused here and train in Keras.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import scipy.linalg
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What the compiled function needs to know of a Keras model: its layers, as they follow each other.
+
+    Attributes
+    ----------
+    layers : tuple of (str, str)
+        ``("dense", activation)``, ``("relu", "")`` or ``("dropout", "")``, in order.
+    shapes : tuple of (int, int)
+        Kernel shapes of the dense layers.
+    scales : tuple of float
+        Standard deviations of the kernels' Gaussian starts; 0 for a start from zero.
+    """
+
+    layers: tuple
+    shapes: tuple
+    scales: tuple
+
+
+ACTIVATIONS = {"linear": tf.identity, "relu": tf.nn.relu, "sigmoid": tf.nn.sigmoid, "tanh": tf.nn.tanh}
+
+
+def structure_of(model):
+    """Read the structure off a Keras model, or refuse it.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Layers in one line; the first behind the input must be dense.
+
+    Returns
+    -------
+    Structure
+
+    Raises
+    ------
+    ValueError
+        When a layer is not one whose training is known to be exact here, or a start is not Gaussian (only Gaussian and
+        zero starts look the same in every basis); names the layer and the way out.
+
+    Examples
+    --------
+    >>> from genlib import models
+    >>> from genlib.recipes import Recipe
+    >>> structure_of(models.build(Recipe("mlp", hidden=(8,)), 20, 3, seed=0)).layers
+    (('dense', 'linear'), ('relu', ''), ('dense', 'linear'))
+    """
+    layers, shapes, scales = [], [], []
+    for layer in model.layers[1:]:
+        if type(layer) is tf.keras.layers.Dense and layer.use_bias:
+            layers.append(("dense", tf.keras.activations.serialize(layer.activation)))
+            shapes.append(tuple(layer.kernel.shape))
+            scales.append(_start_scale(layer))
+        elif type(layer) in (tf.keras.layers.ReLU, tf.keras.layers.Dropout) and layers:
+            layers.append(("relu" if type(layer) is tf.keras.layers.ReLU else "dropout", ""))
+        else:
+            raise ValueError(f"layer '{layer.name}' ({type(layer).__name__}) is not known here; use engine='keras'")
+        known = layers[-1][0] != "dense" or layers[-1][1] in ACTIVATIONS
+        if not known or len(layer.inbound_nodes) > 1 or getattr(layer, "kernel_constraint", None):
+            raise ValueError(
+                f"layer '{layer.name}': its activation or constraint is not known here; use engine='keras'"
+            )
+    return Structure(tuple(layers), tuple(shapes), tuple(scales))
+
+
+def _start_scale(layer):
+    start = layer.kernel_initializer
+    if isinstance(start, tf.keras.initializers.Zeros):
+        return 0.0
+    if type(start) is tf.keras.initializers.RandomNormal and start.mean == 0:
+        return float(start.stddev)
+    raise ValueError(
+        f"layer '{layer.name}' starts from {type(start).__name__}; only Gaussian and zero starts are the same in every "
+        "basis: use tf.keras.initializers.RandomNormal, or engine='keras'"
+    )
+
+
+def draw_start(structure, seed, first_rows=None, dtype=np.float32):
+    """Draw the weights that a model starts from.
+
+    Parameters
+    ----------
+    structure : Structure
+    seed : sequence of int
+    first_rows : int, optional
+        Rows of the first kernel; by default its own, the number of features. In row space it is the rank r, with the
+        same standard deviation: the start is drawn where it acts.
+    dtype : numpy dtype
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Kernel and bias of each dense layer in turn, as Keras orders them.
+
+    Examples
+    --------
+    >>> from genlib import models
+    >>> from genlib.recipes import Recipe
+    >>> structure = structure_of(models.build(Recipe("softmax"), 20, 3, seed=0))
+    >>> [w.shape for w in draw_start(structure, seed=[0])]
+    [(20, 3), (3,)]
+    """
+    weights = []
+    for level, ((rows, columns), scale) in enumerate(zip(structure.shapes, structure.scales, strict=True)):
+        # A stream for each layer, so that the others do not depend on how the first is drawn.
+        rng = np.random.Generator(np.random.SFC64([*seed, 10, level]))
+        rows = first_rows if level == 0 and first_rows is not None else rows
+        kernel = rng.standard_normal((rows, columns), dtype=np.float32).astype(dtype) * dtype(scale)
+        weights += [kernel, np.zeros(columns, dtype)]
+    return weights
+
+
+def basis(rows):
+    """Coordinates of rows in their own span: Z with Z Z^T = X X^T, and that matrix of inner products.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        (R, d) with R at most d.
+
+    Returns
+    -------
+    coordinates : numpy.ndarray
+        (R, r), r at most R.
+    inner : numpy.ndarray
+        (R, R).
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(3, 10))
+    >>> z, k = basis(x)
+    >>> bool(np.allclose(z @ z.T, x @ x.T))
+    True
+    """
+    inner = rows @ rows.T
+    wide = inner.astype(np.float64)
+    try:
+        coordinates = scipy.linalg.cholesky(wide, lower=True)
+    except scipy.linalg.LinAlgError:
+        # Repeated or dependent rows: the eigenvectors span the same space with fewer columns.
+        values, vectors = scipy.linalg.eigh(wide)
+        kept = values > values[-1] * len(values) * np.finfo(rows.dtype).eps
+        coordinates = vectors[:, kept] * np.sqrt(values[kept])
+    return coordinates.astype(rows.dtype), inner
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(structure, in_row_space, dense_updates, dropout, smoothing):
+    """One XLA function a structure; switches that change what is computed are part of its name."""
+
+    def forward(pre, weights, keep, seed, step):
+        x = pre
+        level, dense = 0, 0
+        for position, (kind, activation) in enumerate(structure.layers):
+            if kind == "dense":
+                x = x + weights[0] if position == 0 else x @ weights[2 * dense - 1] + weights[2 * dense]
+                x = ACTIVATIONS[activation](x)
+                dense += 1
+            elif kind == "relu":
+                x = tf.nn.relu(x)
+            elif step is not None and dropout:
+                draw = tf.random.stateless_uniform(tf.shape(x), tf.stack([seed, step * 64 + level]), dtype=x.dtype)
+                x = tf.where(draw < keep, x / keep, tf.zeros_like(x))
+                level += 1
+        return x
+
+    def loss_of(logits, labels, weight, smooth):
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        if smoothing:
+            # Targets (1 - a) one-hot + a / k, as Keras' label_smoothing.
+            loss = (1 - smooth) * loss - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+        return tf.reduce_sum(loss * weight)
+
+    def step_once(step, state, data, hyper):
+        first, speed, scale, scale_speed, weights, speeds = state
+        inputs, starts, labels, rows, weight = data
+        row, w = rows[step], weight[step]
+        x = tf.gather(inputs, row)
+        pre = x @ first
+        if in_row_space:
+            pre += scale * tf.gather(starts, row)
+        with tf.GradientTape() as tape:
+            tape.watch([pre, *weights])
+            logits = forward(pre, weights, hyper["keep"], hyper["seed"], step)
+            loss = loss_of(logits, tf.gather(labels, row), w, hyper["smooth"])
+        delta, *grads = tape.gradient(loss, [pre, *weights])
+        rate, momentum, decay = hyper["rate"], hyper["momentum"], 2 * hyper["l2"]
+        if not dense_updates and in_row_space:
+            # Without momentum and decay a step moves only the rows of its own patients.
+            first = tf.tensor_scatter_nd_sub(first, row[:, None], rate * delta)
+            weights = [v - rate * g for v, g in zip(weights, grads, strict=True)]
+            return first, speed, scale, scale_speed, weights, speeds
+        if in_row_space:
+            grad = tf.tensor_scatter_nd_add(decay * first, row[:, None], delta)
+        else:
+            grad = tf.matmul(x, delta, transpose_a=True) + decay * first
+        speed = momentum * speed + grad
+        scale_speed = momentum * scale_speed + decay * scale
+        # Kernels decay, biases (every second weight from the first) do not.
+        grads = [g + decay * v if i % 2 else g for i, (g, v) in enumerate(zip(grads, weights, strict=True))]
+        speeds = [momentum * s + g for s, g in zip(speeds, grads, strict=True)]
+        weights = [v - rate * s for v, s in zip(weights, speeds, strict=True)]
+        return first - rate * speed, speed, scale - rate * scale_speed, scale_speed, weights, speeds
+
+    @tf.function(jit_compile=True)
+    def run(inputs, everyone, starts, starts_everyone, labels, rows, weight, steps, first, weights, hyper):
+        one = tf.ones([], first.dtype)
+        state = (first, tf.zeros_like(first), one, 0 * one, weights, [tf.zeros_like(w) for w in weights])
+        data = (inputs, starts, labels, rows, weight)
+        state = tf.while_loop(
+            lambda step, state: step < steps,
+            lambda step, state: (step + 1, step_once(step, state, data, hyper)),
+            (tf.constant(0), state),
+        )[1]
+        first, _, scale, _, weights, _ = state
+        pre = everyone @ first
+        if in_row_space:
+            pre += scale * starts_everyone
+        return forward(pre, weights, hyper["keep"], hyper["seed"], None), first, scale, weights
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Patients:
+    """All rows of a bank, prepared once: on genes, or as inner products.
+
+    Attributes
+    ----------
+    rows : numpy.ndarray
+        (R, d): patients, then query rows.
+    inner, coordinates : numpy.ndarray or None
+        From `basis` in row space, else None.
+    """
+
+    rows: np.ndarray
+    inner: np.ndarray | None = None
+    coordinates: np.ndarray | None = None
+
+
+def prepare(rows, in_row_space):
+    """Prepare the rows of a bank for `train_one`.
+
+    Examples
+    --------
+    >>> prepare(np.eye(3, 5, dtype=np.float32), in_row_space=True).inner.shape
+    (3, 3)
+    """
+    if not in_row_space:
+        return Patients(rows)
+    coordinates, inner = basis(rows)
+    return Patients(rows, inner, coordinates)
+
+
+def train_one(patients, labels, members, recipe, structure, batches, start, dropout_seed=0, padded=None):
+    """Train one model and return its logits for all rows and its weights.
+
+    Parameters
+    ----------
+    patients : Patients
+        From `prepare`.
+    labels : numpy.ndarray
+        (n,) int; rows beyond the first n are queries.
+    members : numpy.ndarray
+        (n,) bool.
+    recipe : genlib.recipes.Recipe
+        With SGD; its learning rate, momentum, l2, dropout and label smoothing.
+    structure : Structure
+    batches : (numpy.ndarray, numpy.ndarray)
+        Rows (steps, width) and sizes (steps,), as `genlib.bank.draw_batches`.
+    start : list of numpy.ndarray
+        As `draw_start`; in row space the first kernel is in the basis (r, h), or on genes (d, h).
+    dropout_seed : int
+    padded : (int, int), optional
+        Numbers of members and of steps to pad to, so that all models of a bank share one compiled function.
+
+    Returns
+    -------
+    logits : numpy.ndarray
+        (R, k).
+    weights : callable
+        Returns the trained weights in Keras' order, first kernel on genes (d, h). Only computed when called.
+
+    Examples
+    --------
+    >>> from genlib import models
+    >>> from genlib.bank import draw_batches
+    >>> from genlib.recipes import Recipe
+    >>> recipe, x = Recipe("softmax", epochs=2), np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    >>> structure = structure_of(models.build(recipe, 60, 2, seed=0))
+    >>> members, patients = np.arange(40) < 20, prepare(x, in_row_space=True)
+    >>> start = draw_start(structure, [0], first_rows=patients.coordinates.shape[1])
+    >>> train_one(patients, np.arange(40) % 2, members, recipe, structure, draw_batches(20, 2, 8, [0]), start)[0].shape
+    (40, 2)
+    """
+    in_row_space = patients.inner is not None
+    who = np.flatnonzero(members)
+    n_padded, steps_padded = padded or (len(who), 0)
+    filled = np.concatenate([who, np.repeat(who[:1], n_padded - len(who))])
+    dtype = patients.rows.dtype
+    rows, weight = _steps(*batches, steps_padded, recipe.batch_size or n_padded, dtype)
+    if in_row_space:
+        on_genes = start[0].shape[0] == patients.rows.shape[1] != patients.coordinates.shape[1]
+        begun = (patients.rows if on_genes else patients.coordinates) @ start[0]
+        # Padding members are copies of the first, and no step ever draws them.
+        inputs, everyone = patients.inner[np.ix_(filled, filled)], patients.inner[:, filled]
+        starts, first = begun[filled], np.zeros((n_padded, begun.shape[1]), dtype)
+    else:
+        inputs, everyone, begun, starts, first = (
+            patients.rows[filled],
+            patients.rows,
+            start[0][:0],
+            start[0][:0],
+            start[0],
+        )
+    hyper = {
+        "rate": dtype.type(recipe.learning_rate), "momentum": dtype.type(recipe.momentum), "l2": dtype.type(recipe.l2),
+        "keep": dtype.type(1 - recipe.dropout), "smooth": dtype.type(recipe.label_smoothing),
+        "seed": np.int32(dropout_seed),
+    }  # fmt: skip
+    dense_updates = bool(recipe.momentum or recipe.l2)
+    run = _compiled(structure, in_row_space, dense_updates, recipe.dropout > 0, recipe.label_smoothing > 0)
+    labels, steps = labels[filled].astype(np.int32), np.int32(len(batches[1]))
+    logits, first, scale, rest = run(
+        inputs, everyone, starts, begun, labels, rows, weight, steps, first, start[1:], hyper
+    )
+
+    def weights():
+        kernel = first.numpy()
+        if in_row_space:
+            kernel = (
+                float(scale) * _start_on_genes(patients, start[0], begun, structure.scales[0], dropout_seed)
+                + patients.rows[who].T @ kernel[: len(who)]
+            )
+        return [kernel.astype(dtype), *[w.numpy() for w in rest]]
+
+    return logits.numpy(), weights
+
+
+def _steps(rows, sizes, steps_padded, width, dtype):
+    """Batches padded to one shape for the compiler, with weights 1 / size; what is padded weighs nothing."""
+    padded = np.zeros((max(len(rows), steps_padded), width), np.int32)
+    padded[: len(rows), : rows.shape[1]] = rows
+    weight = np.zeros(padded.shape, dtype)
+    weight[: len(rows)] = (np.arange(width) < sizes[:, None]) / sizes[:, None]
+    return padded, weight
+
+
+def _start_on_genes(patients, kernel, begun, scale, seed):
+    """Complete a start that was drawn in the basis to one on genes, isotropic also where no patient reaches."""
+    n_genes = patients.rows.shape[1]
+    if kernel.shape[0] == n_genes != patients.coordinates.shape[1]:
+        return kernel
+    rng = np.random.Generator(np.random.SFC64([seed, 11]))
+    free = rng.standard_normal((n_genes, kernel.shape[1]), dtype=np.float32).astype(kernel.dtype) * kernel.dtype.type(
+        scale
+    )
+    gap = (begun - patients.rows @ free).astype(np.float64)
+    return free + patients.rows.T @ np.linalg.lstsq(patients.inner.astype(np.float64), gap, rcond=None)[0].astype(
+        kernel.dtype
+    )
