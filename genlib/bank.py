@@ -66,6 +66,7 @@ def _batches(x, y, rows, sizes):
     return steps.map(lambda row, size: (tf.gather(x, row[:size]), tf.gather(y, row[:size])))
 
 
+COMPILED = ("softmax", "mlp")  # architectures that the compiled engines know
 ENGINES = ("auto", "row-space", "genes", "keras")
 
 
@@ -95,7 +96,7 @@ def choose_engine(recipe, n_rows, n_features):
     >>> choose_engine(Recipe(optimizer="adam"), 769, 4388)
     'keras'
     """
-    if recipe.optimizer != "sgd" or recipe.patience or recipe.privacy:
+    if recipe.architecture not in COMPILED or recipe.optimizer != "sgd" or recipe.patience or recipe.privacy:
         return "keras"
     return "row-space" if n_rows < n_features else "genes"
 
@@ -175,6 +176,9 @@ def train(
     rows = features if queries is None else np.vstack([features, np.asarray(queries, np.float32)])
     recipes = [recipe] * len(members) if isinstance(recipe, Recipe) else list(recipe)
     _check(features, labels, members, recipes, n, reserved)
+    unknown = sorted(set(keep) - set(range(len(members))))
+    if unknown:
+        raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
     held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
     common = results.digest(rows, labels, n, engine, results.code_digest(*CODE), tf.__version__)
@@ -298,8 +302,8 @@ def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights)
         model.fit(x, y, epochs=recipe.epochs, verbose=0)
     else:
         model = models.build(recipe, rows.shape[1], n_classes, number)
-        if choose_engine(recipe, 1, 0) == "genes":
-            # The same start as the compiled engines draw on genes, so that the two can be held to each other.
+        if recipe.architecture in COMPILED:
+            # The same start as the compiled engines draw on genes, so that the engines can be held to each other.
             model.set_weights(fast.draw_start(fast.structure_of(model), seed))
         model.compile(_optimizer(recipe), models.loss(recipe, n_classes))
         rows_of, sizes = draw_batches(len(x), recipe.epochs, recipe.batch_size, [*seed, 6])
@@ -323,10 +327,17 @@ def _optimizer(recipe):
     return tf.keras.optimizers.SGD(recipe.learning_rate, recipe.momentum)
 
 
+class _KeepBest(tf.keras.callbacks.EarlyStopping):
+    """Early stopping that goes back to the best weights also where the epochs run out first, which Keras' does not."""
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        if self.best_weights is not None:
+            self.model.set_weights(self.best_weights)
+
+
 def _stop(recipe):
-    if not recipe.patience:
-        return []
-    return [tf.keras.callbacks.EarlyStopping(patience=recipe.patience, restore_best_weights=True)]
+    return [_KeepBest(patience=recipe.patience, restore_best_weights=True)] if recipe.patience else []
 
 
 def rebuild(weights, recipe, n_features, n_classes):

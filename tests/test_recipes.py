@@ -1,0 +1,72 @@
+import dataclasses
+
+import pytest
+
+from genlib.recipes import Privacy, Recipe
+
+CHANGED = {
+    "architecture": "softmax", "hidden": (8,), "epochs": 7, "batch_size": None, "optimizer": "adam", "l2": 0.1,
+    "learning_rate": 0.5, "momentum": 0.5, "dropout": 0.1, "label_smoothing": 0.1, "patience": 3,
+    "privacy": Privacy(1.0),
+}  # fmt: skip
+
+
+def test_every_field_is_tried_below():
+    assert set(CHANGED) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_every_field_counts_in_the_digest(name):
+    assert dataclasses.replace(Recipe(), **{name: CHANGED[name]}).digest() != Recipe().digest()
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"delta": 1e-6}, {"clip_norm": 2.0}])
+def test_so_does_every_field_of_the_guarantee(change):
+    private = Recipe(privacy=Privacy(1.0))
+    other = Recipe(privacy=dataclasses.replace(Privacy(1.0), **change))
+    assert private.digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": 1.5}, "epochs=1.5"),
+        ({"epochs": None}, "epochs=None"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"optimizer": "rmsprop"}, "'sgd' or 'adam'"),
+        ({"learning_rate": 0}, "learning_rate=0"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"l2": -1}, "l2=-1"),
+        ({"patience": -1}, "patience=-1"),
+        ({"patience": 2, "privacy": Privacy(1.0)}, "early stopping is not covered"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epsilon": 0}, "epsilon=0"),
+        ({"epsilon": -1}, "epsilon=-1"),
+        ({"epsilon": float("nan")}, "epsilon=nan"),
+        ({"epsilon": 1, "delta": 0}, "delta=0"),
+        ({"epsilon": 1, "delta": 1}, "delta=1"),
+        ({"epsilon": 1, "clip_norm": 0}, "clip_norm=0"),
+        ({"epsilon": 1, "neighbors": "replace"}, "'replace' is not supported"),
+    ],
+)
+def test_a_guarantee_that_cannot_be_is_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        Privacy(**change)
+
+
+def test_a_recipe_cannot_be_changed_behind_its_digest():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().epochs = 3
