@@ -14,6 +14,7 @@ Commands
   study (default)   run the notebooks and print a short summary of the answer
   test              run the tests; further words go to pytest, as: ./run_all.sh test -k cohorts
   lab               open JupyterLab on the notebooks
+  cost              measure times on this machine (notebook 08_cost), a few minutes
 
 Options of study
   --cohort NAME     tcga-brca (default), simulated, or a .csv, .tsv, .parquet or .h5ad file of your own
@@ -40,10 +41,10 @@ fail() {
 
 command=study
 case "${1:-}" in
-    study | test | lab) command=$1; shift ;;
+    study | test | lab | cost) command=$1; shift ;;
     --* | "") ;;
     -h) usage; exit 0 ;;
-    *) fail "unknown command '$1'; choose study, test or lab (./run_all.sh --help)" ;;
+    *) fail "unknown command '$1'; choose study, test, lab or cost (./run_all.sh --help)" ;;
 esac
 
 arguments=()
@@ -147,6 +148,7 @@ PATH="$(dirname "$PYTHON"):$PATH"
 export PATH
 case "$command" in
     study) exec "$PYTHON" -m genlib.study ${arguments[@]+"${arguments[@]}"} ;;
+    cost) exec "$PYTHON" -m genlib.study --cost ;;
     test)
         "$PYTHON" -m ruff check .
         "$PYTHON" -m ruff format --check .

@@ -201,7 +201,7 @@ def roc_curves(curves, floor):
         axes.plot(fpr, tpr, color=one["color"], ls=one["linestyle"], lw=1.4, drawstyle="steps-post", label=name)
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -283,5 +283,29 @@ def trade_off_points(table, hue, label, xlabel, ylabel, chance=None):
         for row in part.itertuples():
             axes.annotate(getattr(row, label), (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def lines(table, xlabel, ylabel):
+    """Draw one line a column over the table's index, both axes logarithmic.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Numbers above 0.
+    xlabel, ylabel : str
+        With their units.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> lines(pd.DataFrame({"a": [1, 2]}, index=[10, 20]), "genes", "seconds").axes[0].get_yscale()
+    'log'
+    """
+    figure, axes = plt.subplots(figsize=(5.6, 3.2))
+    for name, one in look(list(table)).items():
+        axes.plot(table.index, table[name], ms=4, lw=1.2, label=name, **one)
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

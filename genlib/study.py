@@ -85,6 +85,7 @@ def _options(arguments):
     parser.add_argument("--run", help="folder below outputs/")
     parser.add_argument("--from", dest="start", help="notebook to start at")
     parser.add_argument("--only", help="notebook to run alone")
+    parser.add_argument("--cost", action="store_true", help="measure times: run 08_cost alone")
     return parser.parse_args(arguments)
 
 
@@ -164,6 +165,37 @@ def _note_time(run_folder, notebook, seconds):
         table.to_csv(part, index=False)
 
 
+def measure_cost(run_folder):
+    """Run ``08_cost`` alone, always anew: a time that was measured once is no result to keep.
+
+    Parameters
+    ----------
+    run_folder : pathlib.Path
+        Its folder below ``outputs``.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / "finished" / "08_cost.json").unlink(missing_ok=True)
+    chosen = {"run_folder": os.path.relpath(run_folder, NOTEBOOKS)}
+    results.update_manifest(run_folder, "environment", results.environment())
+    _execute("08_cost", chosen, run_folder, "")
+    print(f"The notebook, its figures and cost.csv are in {os.path.relpath(run_folder)}")
+
+
+def _execute(notebook, chosen, run_folder, fingerprint):
+    """Run one notebook, or say where it failed and leave."""
+    try:
+        return _run_one(notebook, chosen, run_folder, fingerprint)
+    except papermill.PapermillExecutionError as error:
+        failed = run_folder / f"{notebook}.failed.ipynb"
+        os.replace(run_folder / f"{notebook}.partial.ipynb", failed)
+        print(
+            f"{notebook} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+            f"The notebook as far as it came: {os.path.relpath(failed)}",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+
+
 def main(arguments=None):
     """Run the study as the command line says; see ``run_all.sh --help``.
 
@@ -179,8 +211,11 @@ def main(arguments=None):
     SystemExit: 2
     """
     options = _options(arguments)
-    selected = _selected(options)
     os.chdir(ROOT)
+    if options.cost:
+        measure_cost(ROOT / "outputs" / (options.run or "cost"))
+        return
+    selected = _selected(options)
     chosen = _chosen(options)
     run_folder = (NOTEBOOKS / chosen["run_folder"]).resolve()
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -192,17 +227,7 @@ def main(arguments=None):
         if notebook not in selected:
             continue
         print(f"[{number}/{len(names())}] {notebook}", flush=True)
-        try:
-            seconds = _run_one(notebook, chosen, run_folder, before)
-        except papermill.PapermillExecutionError as error:
-            failed = run_folder / f"{notebook}.failed.ipynb"
-            os.replace(run_folder / f"{notebook}.partial.ipynb", failed)
-            print(
-                f"{notebook} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
-                f"The notebook as far as it came: {os.path.relpath(failed)}",
-                file=sys.stderr,
-            )
-            raise SystemExit(1) from None
+        seconds = _execute(notebook, chosen, run_folder, before)
         (run_folder / f"{notebook}.failed.ipynb").unlink(missing_ok=True)
         if seconds is None:
             print("      finished before, unchanged", flush=True)

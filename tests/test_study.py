@@ -2,23 +2,22 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from genlib import results, study
 
-# Three notebooks are enough to be killed in; the slowest parts of smoke are tested elsewhere.
-FEW = ["--profile", "smoke"]
+SMOKE = ["--profile", "smoke"]
 
 
 def start(run, *words):
-    command = [sys.executable, "-m", "genlib.study", *FEW, "--run", run, *words]
+    command = [sys.executable, "-m", "genlib.study", *SMOKE, "--run", run, *words]
     return subprocess.Popen(command, cwd=study.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -43,10 +42,8 @@ def runs():
 
 def kill_group(process):
     # Papermill's kernel is a process of its own: a crash of the machine takes both.
-    for child in subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout.split():
-        os.kill(int(child), signal.SIGKILL)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
     process.kill()
     process.wait()
 
