@@ -317,11 +317,12 @@ def _read_text(path, label, patient, site, ignore):
     separator = "\t" if ".tsv" in path.name else ","
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", newline="") as file:
+        # Spreadsheets write a byte-order mark; "utf-8-sig" reads files with and without.
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
             header = next(csv.reader(file, delimiter=separator), [])
         # pandas renames a repeated column without a word, so repeats are looked for before it reads.
         _refuse_duplicates(path, "column", header)
-        table = pd.read_csv(path, sep=separator, low_memory=False)
+        table = pd.read_csv(path, sep=separator, low_memory=False, encoding="utf-8-sig")
     except (
         UnicodeDecodeError,
         pd.errors.ParserError,
@@ -331,7 +332,11 @@ def _read_text(path, label, patient, site, ignore):
         OSError,
     ) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}; save it again as UTF-8 text") from error
-    table.columns = header if len(header) == table.shape[1] else table.columns
+    if len(table) and not isinstance(table.index, pd.RangeIndex):
+        # R writes row names without a heading for them.
+        table = table.reset_index(names="patient")
+    else:
+        table.columns = header
     return _split_table(path, table, label, patient, site, ignore)
 
 
@@ -374,8 +379,13 @@ def _read_h5ad(path, label, patient, site, ignore):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
             data = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, anndata.io.utils.AnnDataReadError) as error:
+    except Exception as error:  # the reader lets through whatever its file format's library trips over
         raise ValueError(f"{path} cannot be read as an AnnData file: {error}") from error
+    if data.X is None:
+        raise ValueError(f"{path} has no expression values (X is empty); write the log2 values there")
+    unknown = sorted(set(ignore) - set(data.var_names) - set(data.obs))
+    if unknown:
+        raise ValueError(f"{path}: no column {unknown} for ignore; columns of obs: {_some(data.obs.columns, 20)}")
     roles = {"label": label, "patient": patient, "site": site}
     for role, column in roles.items():
         if column is not None and column not in data.obs:
@@ -384,7 +394,8 @@ def _read_h5ad(path, label, patient, site, ignore):
     if patient is None:
         clinical["patient"] = data.obs_names
     values = data.X if isinstance(data.X, np.ndarray) else data.X.toarray()
-    expression = pd.DataFrame(values, columns=data.var_names).drop(columns=list(ignore))
+    expression = pd.DataFrame(values, columns=data.var_names)
+    expression = expression.drop(columns=[name for name in ignore if name in data.var_names])
     return clinical.reset_index(drop=True), expression
 
 

@@ -121,8 +121,10 @@ def _weights(rng, n_draws, n_models, n_patients):
 def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500, seed=0, level=CONFIDENCE):
     """Measure one attack: AUC, advantage, TPR and PPV at low false positive rates, with intervals, also by group.
 
-    Rates pool all target models. A group is judged twice: at the threshold that gives the stated false positive rate
-    over everybody (one attacker, one threshold; rows ``at the global threshold``), and at its own.
+    Rates pool all target models. The advantage, a maximum over thresholds, is too large by chance; its interval is the
+    bootstrap mirrored at the estimate, which corrects for that. A group is judged twice: at the threshold that gives
+    the stated false positive rate over everybody (one attacker, one threshold; rows ``at the global threshold``), and
+    at its own.
 
     Parameters
     ----------
@@ -199,7 +201,11 @@ def _measure(answers, weights, level):
         (estimates if weight is None else draws).append(pd.DataFrame(values))
     estimate, draws = estimates[0], pd.concat(draws, ignore_index=True)
     places = {limit: np.r_[estimate["place", limit], draws["place", limit]] for limit in FPR_LEVELS}
-    rows = [_row(name, estimate[name][0], draws[name], answers, level) for name in ("AUC", "advantage")]
+    rows = [_row("AUC", estimate["AUC"][0], draws["AUC"], answers, level)]
+    # The largest of many gaps lies above 0 by chance alone, and more so in every draw: as much as the draws lie above
+    # the estimate, the estimate lies above the truth. So the draws are mirrored at the estimate.
+    row = _row("advantage", estimate["advantage"][0], 2 * estimate["advantage"][0] - draws["advantage"], answers, level)
+    rows.append({**row, "low": max(0.0, row["low"]), "high": max(row["estimate"], row["high"])})
     for limit in FPR_LEVELS:
         name = _tpr_name(limit)
         support = _false_positives(answers, places[limit][0])
