@@ -226,6 +226,7 @@ class FullBatchDPModel(DPModel):
 
     budget_steps = 0
     steps_taken = 0
+    rows_seen = 0
     clipping_path = "slow"
     rate_of_sum = 0.0
 
@@ -248,15 +249,34 @@ class FullBatchDPModel(DPModel):
         refused = sorted(set(options) - {"verbose"})
         if refused:
             raise ValueError(f"{refused}: not covered by the guarantee; a private fit takes x, y, epochs and verbose")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(f"epochs={epochs}: must be a whole number of at least 1")
+        if self.rows_seen not in (0, len(x)):
+            # TensorFlow compiles a step anew for another shape and starts its random numbers again from the same seed.
+            raise ValueError(
+                f"{len(x)} patients after a fit on {self.rows_seen}: the same noise would be drawn twice; build a new "
+                "model"
+            )
         if self.steps_taken + epochs > self.budget_steps:
             raise ValueError(
                 f"epochs={epochs} after {self.steps_taken} steps would go past the budget of {self.budget_steps}; "
                 "calibrate for more epochs first"
             )
         self.steps_taken += epochs
+        self.rows_seen = len(x)
         # The slow path divides by the patients that came; undone here, so that both divide by the nominal n.
         self.optimizer.learning_rate = self.rate_of_sum * (len(x) if self.clipping_path == "slow" else 1)
         return super().fit(x, y, batch_size=max(1, len(x)), epochs=epochs, shuffle=False, **options)
+
+    def train_on_batch(self, *arguments, **options):
+        """Refuse to train past `fit`, which keeps the budget.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError("a private model trains by fit alone, which counts its steps")
 
 
 def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
