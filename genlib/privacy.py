@@ -319,6 +319,8 @@ def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
     sigma = calibrate(recipe, n)
     if recipe.optimizer != "sgd" or recipe.l2:
         raise ValueError("private training takes optimizer='sgd' and l2=0; other updates are not tested here")
+    if recipe.label_smoothing:
+        raise ValueError(f"label_smoothing={recipe.label_smoothing}: private training does not know it; set it to 0")
     options = {"l2_norm_clip": recipe.privacy.clip_norm, "noise_multiplier": sigma, "use_xla": False}
     if clipping == "fast":
         options["layer_registry"] = layer_registry.make_default_layer_registry()

@@ -499,3 +499,9 @@ def test_the_statement_names_the_panel():
 
 def test_without_privacy_the_statement_promises_nothing():
     assert privacy.statement(Recipe(), n=384).startswith("No privacy guarantee")
+
+
+def test_label_smoothing_is_refused_rather_than_left_out():
+    recipe = dataclasses.replace(SOFTMAX, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="label_smoothing=0.1"):
+        privacy.dp_model(recipe, D, K, n=9, seed=0)
