@@ -84,8 +84,8 @@ def tf_privacy(
 
     References
     ----------
-    TensorFlow Privacy, ``membership_inference_attack``; the loss threshold is that of Yeom et al., CSF 2018. Its entropy
-    threshold is on the modified entropy of Song and Mittal, USENIX Security 2021, since it is told the labels.
+    TensorFlow Privacy, ``membership_inference_attack``; the loss threshold is that of Yeom et al., CSF 2018. Its
+    entropy threshold is on the modified entropy of Song and Mittal, USENIX Security 2021, since it is told the labels.
 
     Examples
     --------
