@@ -23,6 +23,8 @@ TYPES = {
     "entropy threshold": AttackType.THRESHOLD_ENTROPY_ATTACK,
     "logistic regression": AttackType.LOGISTIC_REGRESSION,
     "nearest neighbors": AttackType.K_NEAREST_NEIGHBORS,
+    "multi-layer perceptron": AttackType.MULTI_LAYERED_PERCEPTRON,
+    "random forest": AttackType.RANDOM_FOREST,
 }
 
 
@@ -91,6 +93,20 @@ def test_the_auc_is_that_of_tf_privacy(keep_random_state, attack, seed):
         result = theirs(attack, logits[m], labels, members[m], [seed, m, 0, 7])
         assert metrics.auc(scores[m], members[m]) == pytest.approx(result.get_auc(), abs=1e-9)
         np.testing.assert_array_equal(scores[m, members[m]], result.membership_scores_train)
+
+
+@pytest.mark.parametrize("attack", ["multi-layer perceptron", "random forest"])
+def test_the_auc_of_the_costly_attackers_is_that_of_tf_privacy(monkeypatch, keep_random_state, attack):
+    monkeypatch.setattr(attackers.model_selection, "GridSearchCV", FirstChoice)
+    logits, labels, members = made_up(1, 24)
+    scores = judge(logits, labels, members, None, [attack])[attack, "all"]
+    result = theirs(attack, logits[0], labels, members[0], [0, 0, 0, 7])
+    assert metrics.auc(scores[0], members[0]) == pytest.approx(result.get_auc(), abs=1e-9)
+    np.testing.assert_array_equal(scores[0, members[0]], result.membership_scores_train)
+
+
+def test_every_attack_of_genlib_is_held_to_tf_privacy():
+    assert attacks.TF_PRIVACY_ATTACKS == TYPES
 
 
 def test_perfect_confidence_gives_finite_scores():

@@ -424,6 +424,19 @@ def test_a_classifier_that_says_nothing_has_the_numbers_of_chance():
     assert found["all", "calibration error"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_calibrated_classifier_has_no_calibration_error_within_its_interval():
+    # Each bin's gap is an absolute value: above 0 by chance, in the data and more so in every bootstrap draw.
+    holds = []
+    for run in range(30):
+        rng = np.random.default_rng([22, run])
+        logits = np.repeat(1.5 * rng.normal(size=(1, 200, 2)), 4, axis=0)
+        labels = (rng.random(200) < softmax(logits[0], axis=1)[:, 1]).astype(int)
+        table = metrics.utility_table(logits, labels, np.ones((4, 200), bool), n_bootstrap=100, seed=run)
+        row = table.set_index("metric").loc["calibration error"]
+        holds.append(row["low"] <= 0.001 and row["low"] <= row["estimate"] <= row["high"])
+    assert np.mean(holds) >= 0.7
+
+
 def test_a_class_counts_only_the_patients_that_are_judged(classified):
     logits, labels, judged = classified
     judged = judged.copy()

@@ -231,6 +231,11 @@ def test_dropout_in_a_private_recipe_is_refused():
         privacy.dp_model(dataclasses.replace(ARCHITECTURES["mlp"], dropout=0.2), D, K, n=9, seed=0)
 
 
+def test_dropout_trains_with_slow_clipping():
+    recipe = dataclasses.replace(ARCHITECTURES["mlp"], dropout=0.2)
+    assert privacy.dp_model(recipe, D, K, n=9, seed=0, clipping="slow").clipping_path == "slow"
+
+
 def test_without_the_guard_dropout_exceeds_the_clip_norm():
     # Why the guard is there: TF-Privacy takes its norms in a forward pass without dropout.
     inputs = tf.keras.Input((50,))
@@ -343,6 +348,27 @@ def test_another_number_of_patients_in_a_second_fit_does_not_repeat_the_noise():
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
 
 
+@pytest.mark.parametrize("what", ["labels", "features"])
+def test_arrays_of_another_type_in_a_second_fit_do_not_repeat_the_noise(what):
+    # As with another number of patients: the step is compiled anew, and its random numbers start again.
+    model = privacy.dp_model(SOFTMAX, 2000, K, n=50, seed=0)
+    x, y = np.zeros((50, 2000), np.float32), np.zeros(50, np.int64)
+    first = step(model, x, y)[:-K]
+    x, y = (x, y.astype(np.int32)) if what == "labels" else (x.astype(np.int64), y)
+    try:
+        second = step(model, x, y)[:-K]
+    except ValueError:
+        return
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
+
+
+def test_two_models_in_one_process_do_not_share_their_noise():
+    # With the same noise in both, the difference of two models that differ by one patient has none.
+    x, y = np.zeros((50, 2000), np.float32), np.zeros(50, int)
+    noises = [step(privacy.dp_model(SOFTMAX, 2000, K, n=50, seed=seed), x, y)[:-K] for seed in (0, 1)]
+    assert abs(np.corrcoef(noises)[0, 1]) < 0.1
+
+
 def test_models_of_other_seeds_have_other_noise():
     noises = []
     for seed in (1, 2):
@@ -381,6 +407,7 @@ def test_data_sets_and_generators_are_refused(model, patients):
         {"callbacks": []},
         {"validation_data": (np.zeros((1, D)), np.zeros(1))},
         {"validation_split": 0.1},
+        {"shuffle": True},
         {"sample_weight": np.ones(9)},
         {"class_weight": {0: 5.0}},
         {"steps_per_epoch": 7},
