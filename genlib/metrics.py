@@ -383,7 +383,10 @@ def _utility_rows(probability, labels, judged, total, class_names, level):
     rows = []
     tail = 50 * (1 - level)
     for (group, metric), draws in values.items():
-        low, high = np.nanpercentile(draws[1:], [tail, 100 - tail])
+        mirrored = metric == "calibration error"
+        # A sum of absolute gaps lies above the truth by chance, and its draws above it: mirrored as the advantage is.
+        low, high = np.nanpercentile(2 * draws[0] - draws[1:] if mirrored else draws[1:], [tail, 100 - tail])
+        low, high = (max(0.0, low), max(draws[0], high)) if mirrored else (low, high)
         in_group = (
             True if group == "all" else labels == (int(group) if class_names is None else class_names.index(group))
         )

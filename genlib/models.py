@@ -99,8 +99,8 @@ def loss(recipe, n_classes):
     Examples
     --------
     >>> from genlib.recipes import Recipe
-    >>> float(loss(Recipe(), 2)(np.array([0]), np.array([[0.0, 0.0]]))) == float(np.float32(np.log(2)))
-    True
+    >>> round(float(loss(Recipe(), 2)(np.array([0]), np.array([[0.0, 0.0]]))), 4)
+    0.6931
     """
     if not recipe.label_smoothing:
         return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -227,6 +227,7 @@ class FullBatchDPModel(DPModel):
     budget_steps = 0
     steps_taken = 0
     rows_seen = 0
+    noise_seed = 0
     clipping_path = "slow"
     rate_of_sum = 0.0
 
@@ -249,6 +250,8 @@ class FullBatchDPModel(DPModel):
         refused = sorted(set(options) - {"verbose"})
         if refused:
             raise ValueError(f"{refused}: not covered by the guarantee; a private fit takes x, y, epochs and verbose")
+        # One type for all calls: TensorFlow compiles a step anew for another, and starts its random numbers again.
+        x, y = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.int64)
         if not isinstance(epochs, int) or epochs < 1:
             raise ValueError(f"epochs={epochs}: must be a whole number of at least 1")
         if self.rows_seen not in (0, len(x)):
@@ -262,6 +265,9 @@ class FullBatchDPModel(DPModel):
                 f"epochs={epochs} after {self.steps_taken} steps would go past the budget of {self.budget_steps}; "
                 "calibrate for more epochs first"
             )
+        if not self.steps_taken:
+            # Noise of its own for every model, also where several are built in one process.
+            tf.random.set_seed(self.noise_seed)
         self.steps_taken += epochs
         self.rows_seen = len(x)
         # The slow path divides by the patients that came; undone here, so that both divide by the nominal n.
@@ -293,7 +299,7 @@ def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
     n : int
         Nominal number of members, public.
     seed : int
-        Fixes the start. (The noise follows TensorFlow's global seed: this is a study run, not for release.)
+        Fixes the start and the noise: this is a study run, not for release.
     clipping : {"fast", "slow"}
         TF-Privacy's fast path needs layers that `refuse_unclipped` accepts; the slow path clips every model.
 
@@ -331,6 +337,7 @@ def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
     if clipping == "fast":
         refuse_unclipped(model)
     model.budget_steps = steps_of(recipe)
+    model.noise_seed = seed
     model.rate_of_sum = recipe.learning_rate / n
     # The fast path sums a reduced loss and adds noise to the sum; the slow path wants the losses one by one.
     reduction = tf.keras.losses.Reduction.SUM if clipping == "fast" else tf.keras.losses.Reduction.NONE

@@ -266,7 +266,7 @@ def test_the_path_that_was_asked_for_is_taken(recipe, clipping):
 
 
 @pytest.mark.parametrize("clipping", ["fast", "slow"])
-@pytest.mark.parametrize("clip_norm, n", [(0.5, 9), (0.5, 20), (1e3, 6)])
+@pytest.mark.parametrize("clip_norm, n", [(0.5, 20), (1e3, 6)])
 def test_a_step_is_the_sum_of_the_clipped_gradients_over_the_nominal_n(
     recipe, patients, no_noise, clipping, clip_norm, n
 ):
@@ -373,7 +373,7 @@ def test_models_of_other_seeds_have_other_noise():
     noises = []
     for seed in (1, 2):
         tf.keras.utils.set_random_seed(seed)
-        model = privacy.dp_model(SOFTMAX, 2000, K, n=50, seed=0)
+        model = privacy.dp_model(SOFTMAX, 2000, K, n=50, seed=seed)
         noises.append(step(model, np.zeros((5, 2000), np.float32), np.zeros(5, int)))
     assert abs(np.corrcoef(noises)[0, 1]) < 0.1
 
