@@ -181,12 +181,7 @@ def train(
         raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
     held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
-    common = results.digest(rows, labels, n, engine, results.code_digest(*CODE), tf.__version__)
-    keys = [
-        results.digest(common, recipes[m].digest(), members[m], [seed, m], held_out if held_out is not None else "none")
-        for m in range(len(members))
-    ]
-    paths = [None if cache is None else pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
+    paths = _paths(cache, rows, labels, n, engine, recipes, members, seed, held_out)
     stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
     trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, missing)
@@ -200,6 +195,16 @@ def train(
     logits = np.stack([stored[m]["logits"] for m in range(len(members))])
     kept = {m: [stored[m][f"weights_{i}"] for i in range(len(stored[m]) - 1)] for m in keep}
     return (logits, kept) if len(keep) else logits
+
+
+def _paths(cache, rows, labels, n, engine, recipes, members, seed, held_out):
+    """Where each finished model is kept: a name made of all that it depends on."""
+    if cache is None:
+        return [None] * len(members)
+    common = results.digest(rows, labels, n, engine, results.code_digest(*CODE), tf.__version__)
+    watched = "none" if held_out is None else held_out
+    keys = [results.digest(common, recipes[m].digest(), members[m], [seed, m], watched) for m in range(len(members))]
+    return [pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
 
 
 def _stored(path, with_weights):
@@ -264,12 +269,9 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, mi
         return
     patients = fast.prepare(rows, engine == "row-space")
     n_classes = int(labels.max()) + 1
-    structure = fast.structure_of(
-        models.build(dataclasses.replace(recipes[0], dropout=0.0), rows.shape[1], n_classes, 0)
-    )
-    if any(recipe.dropout for recipe in recipes):
-        with_dropout = dataclasses.replace(recipes[0], dropout=0.5)
-        structure = fast.structure_of(models.build(with_dropout, rows.shape[1], n_classes, 0))
+    # One structure for the bank: a model without dropout goes through a dropout layer that drops nothing.
+    dropout = max(recipe.dropout for recipe in recipes)
+    structure = fast.structure_for(dataclasses.replace(recipes[0], dropout=dropout), rows.shape[1], n_classes)
     most = int(members.sum(axis=1).max())
     padded = (most, recipes[0].epochs * -(-most // (recipes[0].batch_size or most)))
     first_rows = patients.coordinates.shape[1] if engine == "row-space" else None

@@ -17,6 +17,8 @@ import numpy as np
 import scipy.linalg
 import tensorflow as tf
 
+from genlib import models
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
@@ -81,6 +83,19 @@ def structure_of(model):
                 f"layer '{layer.name}': its activation or constraint is not known here; use engine='keras'"
             )
     return Structure(tuple(layers), tuple(shapes), tuple(scales))
+
+
+def structure_for(recipe, n_features, n_classes):
+    """Structure of a recipe's architecture, without the time and memory of its initial values.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> structure_for(Recipe("softmax"), 60_000, 5).shapes
+    ((60000, 5),)
+    """
+    with tf.Graph().as_default():
+        return structure_of(models.build(recipe, n_features, n_classes, seed=0))
 
 
 def _start_scale(layer):
@@ -153,43 +168,107 @@ def basis(rows):
     True
     """
     inner = rows @ rows.T
+    return factor(inner).astype(rows.dtype), inner
+
+
+def factor(inner):
+    """Split a matrix of inner products into coordinates: F with F F^T equal to it, and as few columns as that needs.
+
+    Parameters
+    ----------
+    inner : numpy.ndarray
+        (R, R), symmetric, no negative eigenvalues but by rounding.
+
+    Returns
+    -------
+    numpy.ndarray
+        (R, r) float64.
+
+    Examples
+    --------
+    >>> factor(np.ones((2, 2))).shape
+    (2, 1)
+    """
     wide = inner.astype(np.float64)
+    slack = len(wide) * np.finfo(inner.dtype).eps
     try:
-        coordinates = scipy.linalg.cholesky(wide, lower=True)
+        lower = scipy.linalg.cholesky(wide, lower=True)
+        # A column that rounding alone fills is no direction of its own.
+        if np.diag(lower).min() ** 2 > slack * np.diag(wide).max():
+            return lower
     except scipy.linalg.LinAlgError:
-        # Repeated or dependent rows: the eigenvectors span the same space with fewer columns.
-        values, vectors = scipy.linalg.eigh(wide)
-        kept = values > values[-1] * len(values) * np.finfo(rows.dtype).eps
-        coordinates = vectors[:, kept] * np.sqrt(values[kept])
-    return coordinates.astype(rows.dtype), inner
+        pass
+    # Repeated or dependent rows: the eigenvectors span the same space with fewer columns.
+    values, vectors = scipy.linalg.eigh(wide)
+    kept = values > max(values[-1], 0) * slack
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def forward(structure, pre, weights, dropout=None, step=0):
+    """Go through the network from what the first kernel gives, without its bias.
+
+    Parameters
+    ----------
+    structure : Structure
+    pre : tf.Tensor
+        (n, h), product of the inputs and the first kernel.
+    weights : list of tf.Tensor
+        All further weights in Keras' order, from the first bias on.
+    dropout : dict, optional
+        ``keep`` (share of units kept) and ``seed``; by default nothing is dropped.
+    step : tf.Tensor
+        Fixes the masks together with the seed.
+
+    Returns
+    -------
+    logits : tf.Tensor
+        (n, k).
+    dense : list of (tf.Tensor or None, tf.Tensor)
+        Input of each dense layer (None for the first, which is not known here) and what comes out of it before its
+        activation.
+
+    Examples
+    --------
+    >>> softmax = Structure((("dense", "linear"),), ((4, 2),), (1.0,))
+    >>> forward(softmax, tf.zeros((3, 2)), [tf.ones(2)])[0].numpy()[0]
+    array([1., 1.], dtype=float32)
+    """
+    x, dense, level = pre, [], 0
+    for position, (kind, activation) in enumerate(structure.layers):
+        if kind == "dense":
+            inputs = None if position == 0 else x
+            x = x + weights[0] if position == 0 else x @ weights[2 * len(dense) - 1] + weights[2 * len(dense)]
+            dense.append((inputs, x))
+            x = ACTIVATIONS[activation](x)
+        elif kind == "relu":
+            x = tf.nn.relu(x)
+        elif dropout is not None:
+            keep = dropout["keep"]
+            draw = tf.random.stateless_uniform(
+                tf.shape(x), tf.stack([dropout["seed"], step * 64 + level]), dtype=x.dtype
+            )
+            x = tf.where(draw < keep, x / keep, tf.zeros_like(x))
+            level += 1
+    return x, dense
+
+
+def losses(logits, labels, smooth=None):
+    """Cross-entropy of each patient, with label smoothing where given: targets (1 - a) one-hot + a / k, as Keras' own.
+
+    Examples
+    --------
+    >>> losses(tf.zeros((1, 2)), tf.zeros(1, tf.int32)).numpy().round(4)
+    array([0.6931], dtype=float32)
+    """
+    plain = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if smooth is None:
+        return plain
+    return (1 - smooth) * plain - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
 
 
 @functools.lru_cache(maxsize=32)
 def _compiled(structure, in_row_space, dense_updates, dropout, smoothing):
     """One XLA function a structure; switches that change what is computed are part of its name."""
-
-    def forward(pre, weights, keep, seed, step):
-        x = pre
-        level, dense = 0, 0
-        for position, (kind, activation) in enumerate(structure.layers):
-            if kind == "dense":
-                x = x + weights[0] if position == 0 else x @ weights[2 * dense - 1] + weights[2 * dense]
-                x = ACTIVATIONS[activation](x)
-                dense += 1
-            elif kind == "relu":
-                x = tf.nn.relu(x)
-            elif step is not None and dropout:
-                draw = tf.random.stateless_uniform(tf.shape(x), tf.stack([seed, step * 64 + level]), dtype=x.dtype)
-                x = tf.where(draw < keep, x / keep, tf.zeros_like(x))
-                level += 1
-        return x
-
-    def loss_of(logits, labels, weight, smooth):
-        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        if smoothing:
-            # Targets (1 - a) one-hot + a / k, as Keras' label_smoothing.
-            loss = (1 - smooth) * loss - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
-        return tf.reduce_sum(loss * weight)
 
     def step_once(step, state, data, hyper):
         first, speed, scale, scale_speed, weights, speeds = state
@@ -201,8 +280,8 @@ def _compiled(structure, in_row_space, dense_updates, dropout, smoothing):
             pre += scale * tf.gather(starts, row)
         with tf.GradientTape() as tape:
             tape.watch([pre, *weights])
-            logits = forward(pre, weights, hyper["keep"], hyper["seed"], step)
-            loss = loss_of(logits, tf.gather(labels, row), w, hyper["smooth"])
+            logits, _ = forward(structure, pre, weights, hyper if dropout else None, step)
+            loss = tf.reduce_sum(w * losses(logits, tf.gather(labels, row), hyper["smooth"] if smoothing else None))
         delta, *grads = tape.gradient(loss, [pre, *weights])
         rate, momentum, decay = hyper["rate"], hyper["momentum"], 2 * hyper["l2"]
         if not dense_updates and in_row_space:
@@ -236,7 +315,7 @@ def _compiled(structure, in_row_space, dense_updates, dropout, smoothing):
         pre = everyone @ first
         if in_row_space:
             pre += scale * starts_everyone
-        return forward(pre, weights, hyper["keep"], hyper["seed"], None), first, scale, weights
+        return forward(structure, pre, weights)[0], first, scale, weights
 
     return run
 
