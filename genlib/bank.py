@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from genlib import dpsgd, guarded, models, privacy, results
 from genlib import engine as fast
-from genlib import models, privacy, results
 from genlib.recipes import Recipe
 
 # What a model's logits depend on beside their inputs; a change of this code makes the cache start afresh.
-CODE = ("bank", "engine", "models", "privacy", "recipes")
+CODE = ("bank", "dpsgd", "engine", "guarded", "models", "privacy", "recipes")
 
 
 def draw_batches(n, epochs, batch_size, seed):
@@ -75,7 +75,7 @@ def choose_engine(recipe, n_rows, n_features):
 
     ``"row-space"``: compiled, on inner products of patients; pays where there are fewer rows than features.
     ``"genes"``: compiled, on the features themselves. ``"keras"``: one Keras ``fit`` a model, for what the other two do
-    not know (Adam, early stopping, DP-SGD).
+    not know (Adam, early stopping); with privacy it is TF-Privacy's DP-SGD, which is never chosen by itself.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def choose_engine(recipe, n_rows, n_features):
     >>> choose_engine(Recipe(optimizer="adam"), 769, 4388)
     'keras'
     """
-    if recipe.architecture not in COMPILED or recipe.optimizer != "sgd" or recipe.patience or recipe.privacy:
+    if recipe.architecture not in COMPILED or recipe.optimizer != "sgd" or recipe.patience:
         return "keras"
     return "row-space" if n_rows < n_features else "genes"
 
@@ -114,6 +114,7 @@ def train(
     keep=(),
     cache=None,
     engine="auto",
+    fault=None,
     progress=True,
 ):
     """Train one model for each row of `members` and return what every model says of every patient.
@@ -130,13 +131,13 @@ def train(
         (M, n) bool; row m says who trains model m.
     recipe : genlib.recipes.Recipe or sequence of them
         One for all models, or one a model; those of one bank may differ in learning rate, momentum, L2, dropout and
-        label smoothing.
+        label smoothing, and private ones in all of their privacy, batch size, epochs and averaging too.
     seed : int
         Model m draws its start, batches and dropout from (seed, m).
     queries : numpy.ndarray, optional
         (q, d) float32, further rows whose logits are wanted, as second samples of the patients.
     n : int, optional
-        Nominal number of members, for private recipes: batches, noise and rate follow it, not the members drawn.
+        Nominal number of members, for private recipes: sampling, noise and rate follow it, not the members drawn.
     reserved : numpy.ndarray, optional
         (n,) bool, patients that are in no model; early stopping watches their loss.
     keep : sequence of int
@@ -145,6 +146,8 @@ def train(
         Folder for finished models.
     engine : {"auto", "row-space", "genes", "keras"}
         See `choose_engine`. An engine that is not exact for the recipe is refused.
+    fault : str, optional
+        Name in `genlib.dpsgd.FAULTS`: break private training on purpose, to show that an audit notices.
     progress : bool
         Show a progress bar with the time left.
 
@@ -176,16 +179,18 @@ def train(
     rows = features if queries is None else np.vstack([features, np.asarray(queries, np.float32)])
     recipes = [recipe] * len(members) if isinstance(recipe, Recipe) else list(recipe)
     _check(features, labels, members, recipes, n, reserved)
+    _check_fault(fault, recipes)
     unknown = sorted(set(keep) - set(range(len(members))))
     if unknown:
         raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
     held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
-    paths = _paths(cache, rows, labels, n, engine, recipes, members, seed, held_out)
+    paths = _paths(cache, rows, labels, n, [engine, str(fault)], recipes, members, seed, held_out)
     stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
-    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, missing)
-    bar = f"training {len(missing)} x {recipes[0].architecture} ({engine})"
+    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, fault, keep, missing)
+    kind = "private " if recipes[0].privacy else ""
+    bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
     for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
         if not np.isfinite(answer["logits"]).all():
             raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
@@ -231,8 +236,19 @@ def _check(features, labels, members, recipes, n, reserved):
     if len(recipes) != len(members):
         raise ValueError(f"{len(recipes)} recipes for {len(members)} models; give one for all, or one for each")
     free = {"learning_rate": 1.0, "momentum": 0.0, "l2": 0.0, "dropout": 0.0, "label_smoothing": 0.0}
+    if all(one.privacy for one in recipes):
+        free |= {"privacy": recipes[0].privacy, "batch_size": None, "epochs": 1, "average": 0.0}
     if len({dataclasses.replace(one, **free) for one in recipes}) > 1:
         raise ValueError(f"the recipes of one bank may differ in {', '.join(free)} only; train the others apart")
+
+
+def _check_fault(fault, recipes):
+    if fault is None:
+        return
+    if fault not in dpsgd.FAULTS:
+        raise ValueError(f"fault='{fault}' is not known; choose one of {', '.join(dpsgd.FAULTS)}")
+    if recipes[0].privacy is None:
+        raise ValueError(f"fault='{fault}' is planted in private training; this recipe has privacy=None")
 
 
 def _checked_engine(engine, recipes, rows):
@@ -242,10 +258,7 @@ def _checked_engine(engine, recipes, rows):
     if engine == "auto":
         return chosen
     if chosen == "keras" != engine:
-        raise ValueError(
-            f"engine='{engine}' is exact for SGD with a fixed number of epochs and without privacy only; use "
-            "engine='keras'"
-        )
+        raise ValueError(f"engine='{engine}' is exact for SGD with a fixed number of epochs only; use engine='keras'")
     if engine == "row-space" and len(rows) > rows.shape[1]:
         raise ValueError(
             f"engine='row-space' with {len(rows)} rows and {rows.shape[1]} features: there is no smaller space to "
@@ -259,8 +272,10 @@ def _number(seed, m):
     return int(np.random.SeedSequence([seed, m, 5]).generate_state(1)[0]) >> 1
 
 
-def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, missing):
+def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, fault, keep, missing):
     """Train the missing models, and give each as it is finished."""
+    if engine == "keras" and fault:
+        raise ValueError(f"fault='{fault}' is planted in the study's own DP-SGD; leave engine out")
     if engine == "keras":
         for m in missing:
             yield m, _train_keras(rows, labels, members[m], recipes[m], (seed, m), n, held_out, m in keep)
@@ -276,19 +291,32 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, keep, mi
     padded = (most, recipes[0].epochs * -(-most // (recipes[0].batch_size or most)))
     first_rows = patients.coordinates.shape[1] if engine == "row-space" else None
 
-    def one(m):
+    mechanisms = {recipes[m]: _mechanism(recipes[m], n, fault) for m in missing if recipes[m].privacy}
+
+    def private(m):
+        # One stream a model: start, batches, masks and noise of model m depend on (seed, m) alone.
+        rng = np.random.Generator(np.random.SFC64([seed, m, 14]))
+        return dpsgd.train_one(patients, labels, members[m], recipes[m], mechanisms[recipes[m]], structure, rng, most)
+
+    def plain(m):
         batches = draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
         start = fast.draw_start(structure, [seed, m], first_rows)
         number = _number(seed, m)
-        logits, weights = fast.train_one(
-            patients, labels, members[m], recipes[m], structure, batches, start, number, padded
-        )
+        return fast.train_one(patients, labels, members[m], recipes[m], structure, batches, start, number, padded)
+
+    def one(m):
+        logits, weights = private(m) if recipes[m].privacy else plain(m)
         kept = weights() if m in keep else []
         return m, {"logits": logits, **{f"weights_{i}": w for i, w in enumerate(kept)}}
 
     # The compiled function leaves Python's lock alone, so threads are enough to use every core.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(one, missing)
+
+
+def _mechanism(recipe, n, fault):
+    planned = privacy.mechanism(recipe, n)
+    return dpsgd.FAULTS[fault](planned) if fault else planned
 
 
 def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights):
@@ -300,7 +328,7 @@ def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights)
     features = rows[: len(labels)]
     x, y = features[members], labels[members]
     if recipe.privacy:
-        model = privacy.dp_model(recipe, rows.shape[1], n_classes, n, number)
+        model = guarded.dp_model(recipe, rows.shape[1], n_classes, n, number)
         model.fit(x, y, epochs=recipe.epochs, verbose=0)
     else:
         model = models.build(recipe, rows.shape[1], n_classes, number)
@@ -357,6 +385,11 @@ def rebuild(weights, recipe, n_features, n_classes):
     tf.keras.Model
         A plain model, without anything of how it was trained.
 
+    Raises
+    ------
+    ValueError
+        When the recipe is private: see `genlib.privacy.release`.
+
     Examples
     --------
     >>> from genlib.recipes import Recipe
@@ -364,6 +397,11 @@ def rebuild(weights, recipe, n_features, n_classes):
     >>> models.predict(rebuild(weights, Recipe("softmax"), 4, 2), np.ones((1, 4), np.float32))
     array([[4., 4.]], dtype=float32)
     """
+    if recipe.privacy:
+        raise ValueError(
+            "the noise of a bank's private models follows from its recorded seed, so they are not for release; train "
+            "one with privacy.release"
+        )
     model = models.build(recipe, n_features, n_classes, seed=0)
     model.set_weights(weights)
     return model

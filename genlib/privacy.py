@@ -1,40 +1,33 @@
-"""DP-SGD: the guarded TF-Privacy model, the noise that a wanted epsilon needs, and the guarantee in words.
-
-Only full batches so far (sampling rate q = 1): TF-Privacy's ``fit`` shuffles, while accounting for smaller batches
-assumes Poisson sampling, so smaller batches are refused.
-"""
+"""The guarantee: how much noise a wanted epsilon needs, what it bounds, what it says in words, and its release."""
 
 import functools
+import math
 
 import dp_accounting
 import numpy as np
 import scipy.optimize
 import scipy.stats
-import tensorflow as tf
 from dp_accounting import pld
-from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
-from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPModel
 
-from genlib import models
+from genlib import dpsgd, engine, models
 
-# Layers for which TF-Privacy's fast clipping takes the norm of the very gradient that it applies. A list of what is
-# allowed, not of what is refused: a layer nobody thought of is refused.
-CLIPPED_LAYERS = (tf.keras.layers.InputLayer, tf.keras.layers.Dense, tf.keras.layers.ReLU)
-CLIPPED_ACTIVATIONS = tuple(
-    getattr(tf.keras.activations, name) for name in ("linear", "relu", "sigmoid", "tanh", "elu", "softmax")
-)
+NEIGHBORS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+# Privacy losses are rounded up to this grid: coarser than the library's own, ten times faster, and never optimistic.
+LOSS_GRID = 1e-3
+CURVE_EPSILONS = np.r_[0.0, np.geomspace(0.01, 30, 120)]
 
 
-def accountant_epsilon(noise_multiplier, steps, delta):
-    """Epsilon of full-batch DP-SGD by the PLD accountant, add-or-remove neighbors.
+def accountant_epsilon(noise_multiplier, steps, delta, rate=1.0):
+    """Epsilon of DP-SGD by the accountant for privacy loss distributions, add-or-remove neighbors.
 
     Parameters
     ----------
     noise_multiplier : float
         Standard deviation of the noise over the clip norm, above 0.
     steps : int
-        Number of full-batch steps.
     delta : float
+    rate : float
+        Chance with which each patient is in a step's batch (Poisson sampling); 1 for full batches.
 
     Returns
     -------
@@ -43,7 +36,7 @@ def accountant_epsilon(noise_multiplier, steps, delta):
     Raises
     ------
     ValueError
-        When the noise multiplier or the number of steps is not above 0.
+        When the noise multiplier or the number of steps is not above 0, or the rate not in (0, 1].
 
     References
     ----------
@@ -54,12 +47,27 @@ def accountant_epsilon(noise_multiplier, steps, delta):
     --------
     >>> round(accountant_epsilon(10.0, steps=30, delta=1e-5), 2)
     2.21
+    >>> round(accountant_epsilon(3.0, steps=360, delta=1e-5, rate=1 / 12), 2)
+    2.25
     """
-    if noise_multiplier <= 0 or steps < 1:
-        raise ValueError(f"noise_multiplier={noise_multiplier}, steps={steps}: both must be above 0")
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(dp_accounting.GaussianDpEvent(noise_multiplier), steps)
-    return accountant.get_epsilon(delta)
+    if noise_multiplier <= 0 or steps < 1 or not 0 < rate <= 1:
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier}, steps={steps}, rate={rate}: the first two must be above 0, the rate "
+            "above 0 and at most 1"
+        )
+    return _accountant(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
+
+
+def _event(noise_multiplier, steps, rate):
+    step = dp_accounting.GaussianDpEvent(noise_multiplier)
+    return dp_accounting.SelfComposedDpEvent(
+        step if rate >= 1 else dp_accounting.PoissonSampledDpEvent(rate, step), steps
+    )
+
+
+def _accountant(event=None):
+    accountant = pld.PLDAccountant(NEIGHBORS, value_discretization_interval=LOSS_GRID)
+    return accountant.compose(event) if event else accountant
 
 
 def gaussian_delta(epsilon, noise_multiplier, steps):
@@ -80,59 +88,86 @@ def gaussian_delta(epsilon, noise_multiplier, steps):
     return normal.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon + normal.logcdf(-mu / 2 - epsilon / mu))
 
 
-def trade_off(fpr, noise_multiplier, steps):
-    """Largest true positive rate that any membership attack can have against full-batch DP-SGD.
+def trade_off(fpr, noise_multiplier, steps, rate=1.0):
+    """Largest true positive rate that any membership attack can have against DP-SGD with this noise.
 
-    With full batches the whole training is one Gaussian mechanism, so the curve is exact: it uses the training's own
-    noise, not only its (epsilon, delta).
+    It uses the training's own noise, not only one (epsilon, delta) of it: every epsilon' has a delta', and each such
+    pair bounds the rate. With full batches the whole training is one Gaussian mechanism and the curve is exact.
 
     Parameters
     ----------
     fpr : float or numpy.ndarray
         False positive rates, in [0, 1].
-    noise_multiplier : float
-    steps : int
+    noise_multiplier, steps, rate
+        As in `accountant_epsilon`.
 
     Returns
     -------
     numpy.ndarray
-        True positive rates of the same shape: Phi(Phi^-1(fpr) + sqrt(steps) / noise_multiplier).
+        True positive rates of the same shape. Full batches: Phi(Phi^-1(fpr) + sqrt(steps) / noise_multiplier). Else the
+        smallest over epsilon' of exp(epsilon') fpr + delta' and of 1 - (1 - fpr - delta') / exp(epsilon').
 
     References
     ----------
-    Dong, Roth, Su: "Gaussian differential privacy", JRSS B 84(1), 2022, equation 6 and corollary 3.3.
+    Dong, Roth, Su: "Gaussian differential privacy", JRSS B 84(1), 2022, proposition 2.12, equation 6, corollary 3.3.
 
     Examples
     --------
     >>> trade_off(0.1, noise_multiplier=10.0, steps=30).round(3)
     0.232
+    >>> trade_off(np.array([0.01, 0.1]), noise_multiplier=3.0, steps=360, rate=1 / 12).round(3)
+    array([0.038, 0.23 ])
     """
-    normal = scipy.stats.norm
-    return normal.cdf(normal.ppf(fpr) + np.sqrt(steps) / noise_multiplier)
+    fpr = np.asarray(fpr, float)
+    if rate >= 1:
+        return scipy.stats.norm.cdf(scipy.stats.norm.ppf(fpr) + np.sqrt(steps) / noise_multiplier)
+    delta = _deltas(noise_multiplier, steps, rate)
+    growth = np.exp(CURVE_EPSILONS)
+    bounds = [growth * fpr[..., None] + delta, 1 - (1 - fpr[..., None] - delta) / growth]
+    return np.clip(np.min(bounds, axis=(0, -1)), 0, 1)
 
 
-def steps_of(recipe):
-    """Number of gradient steps that a private recipe takes: one an epoch, since batches are full.
+@functools.lru_cache(maxsize=256)
+def _deltas(noise_multiplier, steps, rate):
+    loss = pld.privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier, sampling_prob=rate, value_discretization_interval=LOSS_GRID
+    )
+    return np.array(loss.self_compose(steps).get_delta_for_epsilon(list(CURVE_EPSILONS)))
+
+
+def rate_of(recipe, n):
+    """Chance q with which each patient is in a step's batch: batch size over the nominal number of members.
 
     Raises
     ------
     ValueError
-        When the recipe is not private or its batches are not full.
+        When the recipe is not private, or its batches are larger than n.
 
     Examples
     --------
     >>> from genlib.recipes import Privacy, Recipe
-    >>> steps_of(Recipe(epochs=30, batch_size=None, privacy=Privacy(3.0)))
-    30
+    >>> rate_of(Recipe(batch_size=32, privacy=Privacy(3.0)), n=320)
+    0.1
+    >>> rate_of(Recipe(batch_size=None, privacy=Privacy(3.0)), n=320)
+    1.0
     """
     if recipe.privacy is None:
         raise ValueError("this recipe has privacy=None: there is no budget to account for")
-    if recipe.batch_size is not None:
-        raise ValueError(
-            f"batch_size={recipe.batch_size} with privacy: only full batches are accounted for, since Keras shuffles "
-            "where the accountant assumes Poisson sampling; set batch_size=None"
-        )
-    return recipe.epochs
+    if recipe.batch_size is not None and recipe.batch_size > n:
+        raise ValueError(f"batch_size={recipe.batch_size} for n={n} patients: set batch_size=None for full batches")
+    return 1.0 if recipe.batch_size is None else recipe.batch_size / n
+
+
+def steps_of(recipe, n):
+    """Number of gradient steps that a private recipe takes, from the nominal number of members alone.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Privacy, Recipe
+    >>> steps_of(Recipe(epochs=30, batch_size=32, privacy=Privacy(3.0)), n=384)
+    360
+    """
+    return recipe.epochs * math.ceil(1 / rate_of(recipe, n) - 1e-9)
 
 
 def calibrate(recipe, n):
@@ -141,7 +176,7 @@ def calibrate(recipe, n):
     Parameters
     ----------
     recipe : genlib.recipes.Recipe
-        Private, with full batches.
+        Private.
     n : int
         Nominal number of members; delta must be below 1/n.
 
@@ -153,7 +188,7 @@ def calibrate(recipe, n):
     Raises
     ------
     ValueError
-        When delta is not below 1/n, or as in `steps_of`.
+        When delta is not below 1/n, or as in `rate_of`.
 
     Examples
     --------
@@ -163,192 +198,116 @@ def calibrate(recipe, n):
     >>> 2.97 < accountant_epsilon(sigma, 30, 1e-5) <= 3.0
     True
     """
-    privacy = recipe.privacy
-    steps = steps_of(recipe)
-    if privacy.delta >= 1 / n:
-        raise ValueError(f"delta={privacy.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
-    return _calibrated(privacy.epsilon, privacy.delta, steps)
+    rate, wanted = rate_of(recipe, n), recipe.privacy
+    if wanted.delta >= 1 / n:
+        raise ValueError(f"delta={wanted.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
+    return _calibrated(wanted.epsilon, wanted.delta, steps_of(recipe, n), rate)
 
 
 @functools.lru_cache(maxsize=256)
-def _calibrated(epsilon, delta, steps):
-    # The closed form gives the place to look; the accountant has the last word.
-    exact = scipy.optimize.brentq(
-        lambda log_sigma: gaussian_delta(epsilon, np.exp(log_sigma), steps) - delta, np.log(1e-3), np.log(1e6)
-    )
-    sigma = float(np.exp(exact))
-    while accountant_epsilon(sigma, steps, delta) > epsilon:
+def _calibrated(epsilon, delta, steps, rate):
+    if rate < 1:
+        sigma = dp_accounting.calibrate_dp_mechanism(
+            _accountant, lambda sigma: _event(sigma, steps, rate), epsilon, delta, tol=1e-3
+        )
+    else:
+        # The closed form gives the place to look; the accountant has the last word.
+        exact = scipy.optimize.brentq(
+            lambda log_sigma: gaussian_delta(epsilon, np.exp(log_sigma), steps) - delta, np.log(1e-3), np.log(1e6)
+        )
+        sigma = float(np.exp(exact))
+    while accountant_epsilon(sigma, steps, delta, rate) > epsilon:
         sigma *= 1.0005
     return sigma
 
 
-def refuse_unclipped(model):
-    """Refuse a model for which TF-Privacy's fast clipping would not clip every patient's gradient.
-
-    Its norms are taken in another forward pass than its gradients, so a layer that draws random numbers makes the two
-    differ; a layer used twice has a gradient that is longer than its two parts; batch statistics mix patients.
-
-    Parameters
-    ----------
-    model : tf.keras.Model
-
-    Raises
-    ------
-    ValueError
-        Naming the layer and the way out.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Recipe
-    >>> refuse_unclipped(models.build(Recipe("mlp"), 20, 3, seed=0))
-    >>> refuse_unclipped(models.build(Recipe("mlp", dropout=0.2), 20, 3, seed=0))
-    Traceback (most recent call last):
-    ValueError: layer 'dropout_1' (Dropout): fast clipping does not bound its gradients; ...
-    """
-    way_out = "leave it out, or train with clipping='slow', which clips every model"
-    for layer in model.layers:
-        where = f"layer '{layer.name}' ({type(layer).__name__})"
-        if type(layer) not in CLIPPED_LAYERS:
-            raise ValueError(f"{where}: fast clipping does not bound its gradients; {way_out}")
-        if getattr(layer, "activation", None) not in (None, *CLIPPED_ACTIVATIONS):
-            raise ValueError(f"{where}: its activation is not one that is known to be deterministic; {way_out}")
-        if getattr(layer, "activity_regularizer", None) is not None:
-            raise ValueError(f"{where}: activity regularization depends on patients but is not clipped; leave it out")
-        if len(layer.inbound_nodes) > 1:
-            raise ValueError(f"{where}: it is used more than once, so its norm is not the sum of its parts; {way_out}")
-
-
-class FullBatchDPModel(DPModel):
-    """TF-Privacy's `DPModel` that trains on full batches only and never past its budget.
-
-    Build it with `dp_model`, which sets `budget_steps`.
-    """
-
-    budget_steps = 0
-    steps_taken = 0
-    rows_seen = 0
-    noise_seed = 0
-    clipping_path = "slow"
-    rate_of_sum = 0.0
-
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, **options):
-        """Train on full batches, as `tf.keras.Model.fit`; refuses what the guarantee does not cover.
-
-        Raises
-        ------
-        ValueError
-            When batches are smaller than the data, the data is not an array, early stopping or validation data is
-            given, or the steps would go past the budget.
-        """
-        if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray) or len(x) != len(y):
-            raise ValueError("a private model trains on two arrays of the same length, features and labels")
-        if batch_size not in (None, len(x)):
-            raise ValueError(
-                f"batch_size={batch_size} for {len(x)} patients: only full batches are accounted for, since Keras "
-                "shuffles where the accountant assumes Poisson sampling; leave batch_size out"
-            )
-        refused = sorted(set(options) - {"verbose"})
-        if refused:
-            raise ValueError(f"{refused}: not covered by the guarantee; a private fit takes x, y, epochs and verbose")
-        # One type for all calls: TensorFlow compiles a step anew for another, and starts its random numbers again.
-        x, y = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.int64)
-        if not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"epochs={epochs}: must be a whole number of at least 1")
-        if self.rows_seen not in (0, len(x)):
-            # TensorFlow compiles a step anew for another shape and starts its random numbers again from the same seed.
-            raise ValueError(
-                f"{len(x)} patients after a fit on {self.rows_seen}: the same noise would be drawn twice; build a new "
-                "model"
-            )
-        if self.steps_taken + epochs > self.budget_steps:
-            raise ValueError(
-                f"epochs={epochs} after {self.steps_taken} steps would go past the budget of {self.budget_steps}; "
-                "calibrate for more epochs first"
-            )
-        if not self.steps_taken:
-            # Noise of its own for every model, also where several are built in one process.
-            tf.random.set_seed(self.noise_seed)
-        self.steps_taken += epochs
-        self.rows_seen = len(x)
-        # The slow path divides by the patients that came; undone here, so that both divide by the nominal n.
-        self.optimizer.learning_rate = self.rate_of_sum * (len(x) if self.clipping_path == "slow" else 1)
-        return super().fit(x, y, batch_size=max(1, len(x)), epochs=epochs, shuffle=False, **options)
-
-    def train_on_batch(self, *arguments, **options):
-        """Refuse to train past `fit`, which keeps the budget.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
-        raise ValueError("a private model trains by fit alone, which counts its steps")
-
-
-def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
-    """Build and compile a model that trains by DP-SGD under the recipe's guarantee.
-
-    The clipped gradients are summed, given N(0, (noise multiplier * clip norm)^2) and divided by the constant `n`,
-    never by the number of members that came.
+def mechanism(recipe, n):
+    """What DP-SGD does under a recipe's promise, in plain numbers.
 
     Parameters
     ----------
     recipe : genlib.recipes.Recipe
-        Private, with full batches.
-    n_features, n_classes : int
+        Private.
     n : int
-        Nominal number of members, public.
-    seed : int
-        Fixes the start and the noise: this is a study run, not for release.
-    clipping : {"fast", "slow"}
-        TF-Privacy's fast path needs layers that `refuse_unclipped` accepts; the slow path clips every model.
+        Nominal number of members.
 
     Returns
     -------
-    FullBatchDPModel
-        With `clipping_path` saying the path that TF-Privacy took, ``"fast"`` or ``"slow"``.
+    genlib.dpsgd.Mechanism
 
     Raises
     ------
     ValueError
-        As `calibrate` and `refuse_unclipped`; or when TF-Privacy takes another path than was asked for.
+        As `calibrate`; or when the optimizer is not SGD.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Privacy, Recipe
+    >>> mechanism(Recipe(epochs=30, batch_size=32, privacy=Privacy(3.0, clip_norm=2.0)), n=384).divisor
+    32.0
+    """
+    if recipe.optimizer != "sgd":
+        raise ValueError(f"optimizer='{recipe.optimizer}': private training takes optimizer='sgd'")
+    clip_norm, rate = recipe.privacy.clip_norm, rate_of(recipe, n)
+    noise = calibrate(recipe, n) * clip_norm
+    return dpsgd.Mechanism(clip_norm, noise, rate, steps_of(recipe, n), divisor=rate * n)
+
+
+def release(features, labels, recipe, n, class_count=None):
+    """Train one private model on all patients, with noise that nobody can repeat, and return it for release.
+
+    Batches, start, masks and noise come from the operating system's entropy; no seed is written and nothing is kept on
+    disk. Where the model was trained in the patients' row space, its weights get the noise that training on genes
+    would have left outside of that space: without it, they would show who spans it.
+
+    Parameters
+    ----------
+    features : numpy.ndarray
+        (patients, d) float32.
+    labels : numpy.ndarray
+        (patients,) int, classes from 0 to k - 1.
+    recipe : genlib.recipes.Recipe
+        Private; its noise is calibrated for its epsilon.
+    n : int
+        Nominal number of patients: a public, round figure rather than the exact count.
+    class_count : int, optional
+        Number k of classes; public. By default the largest label and one.
+
+    Returns
+    -------
+    model : tf.keras.Model
+        On genes, a plain Keras model.
+    words : str
+        The guarantee, from `statement`.
+
+    Raises
+    ------
+    ValueError
+        When the recipe is not private or its architecture cannot be clipped exactly; as `mechanism`.
 
     Examples
     --------
     >>> from genlib.recipes import Privacy, Recipe
     >>> recipe = Recipe("softmax", epochs=5, batch_size=None, privacy=Privacy(3.0))
-    >>> dp_model(recipe, n_features=20, n_classes=3, n=100, seed=0).clipping_path
-    'fast'
+    >>> x = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    >>> model, words = release(x, np.arange(40) % 2, recipe, n=40)
+    >>> model.output_shape, words[:25]
+    ((None, 2), '(epsilon, delta) = (3.00,')
     """
-    if clipping not in ("fast", "slow"):
-        raise ValueError(f"clipping='{clipping}' is not known; choose 'fast' or 'slow'")
-    sigma = calibrate(recipe, n)
-    if recipe.optimizer != "sgd" or recipe.l2:
-        raise ValueError("private training takes optimizer='sgd' and l2=0; other updates are not tested here")
-    if recipe.label_smoothing:
-        raise ValueError(f"label_smoothing={recipe.label_smoothing}: private training does not know it; set it to 0")
-    options = {"l2_norm_clip": recipe.privacy.clip_norm, "noise_multiplier": sigma, "use_xla": False}
-    if clipping == "fast":
-        options["layer_registry"] = layer_registry.make_default_layer_registry()
-    model = models.build(recipe, n_features, n_classes, seed, FullBatchDPModel, **options)
-    model.clipping_path = "fast" if model._enable_fast_peg_computation else "slow"
-    if model.clipping_path != clipping:
-        raise ValueError(f"asked for {clipping} clipping, but TF-Privacy took the {model.clipping_path} path")
-    if clipping == "fast":
-        refuse_unclipped(model)
-    model.budget_steps = steps_of(recipe)
-    model.noise_seed = seed
-    model.rate_of_sum = recipe.learning_rate / n
-    # The fast path sums a reduced loss and adds noise to the sum; the slow path wants the losses one by one.
-    reduction = tf.keras.losses.Reduction.SUM if clipping == "fast" else tf.keras.losses.Reduction.NONE
-    model.compile(
-        tf.keras.optimizers.SGD(recipe.learning_rate, recipe.momentum),
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
-    )
-    return model
+    features, labels = np.ascontiguousarray(features, np.float32), np.asarray(labels)
+    k = class_count or int(labels.max()) + 1
+    planned = mechanism(recipe, n)
+    structure = engine.structure_for(recipe, features.shape[1], k)
+    patients = engine.prepare(features, in_row_space=len(features) < features.shape[1])
+    rng = np.random.Generator(np.random.SFC64())
+    everybody = np.ones(len(labels), bool)
+    _, weights = dpsgd.train_one(patients, labels, everybody, recipe, planned, structure, rng)
+    model = models.build(recipe, features.shape[1], k, seed=0)
+    model.set_weights(weights())
+    return model, statement(recipe, n, released=True)
 
 
-def statement(recipe, n, panel=None):
+def statement(recipe, n, panel=None, released=False):
     """Say in words what a recipe's guarantee is and what it does not cover.
 
     Parameters
@@ -359,6 +318,8 @@ def statement(recipe, n, panel=None):
         Nominal number of members.
     panel : str, optional
         Name of the published gene panel that was used.
+    released : bool
+        True for a model from `release`; else a study run, whose noise follows from its seed.
 
     Returns
     -------
@@ -372,17 +333,23 @@ def statement(recipe, n, panel=None):
     """
     if recipe.privacy is None:
         return "No privacy guarantee: the model was trained without differential privacy."
-    privacy, sigma, steps = recipe.privacy, calibrate(recipe, n), steps_of(recipe)
-    reached = accountant_epsilon(sigma, steps, privacy.delta)
-    genes = f"the published {panel} panel" if panel else "all genes that the cohort came with"
+    privacy, sigma, steps, rate = recipe.privacy, calibrate(recipe, n), steps_of(recipe, n), rate_of(recipe, n)
+    reached = accountant_epsilon(sigma, steps, privacy.delta, rate)
+    genes = f"the published {panel} panel" if panel else "all genes that were given"
+    batches = "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}"
+    noise = (
+        "The noise was drawn from the operating system's entropy and no seed was kept."
+        if released
+        else "The noise of a study run follows from its recorded seed, so that it can be repeated: whoever knows the "
+        "seed can subtract it. Not for release."
+    )
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
         f"training with any one patient or without gives models that are hard to tell apart. It covers the {steps} "
-        f"full-batch gradient steps (clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, about {n} members, "
-        "sampling rate 1), accounted for by dp_accounting's privacy loss distributions. The preprocessing is per "
-        f"patient and costs nothing. Features are {genes}. Not covered: the choice of hyperparameters; the choice of "
+        f"gradient steps ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally {n} "
+        "members), accounted for by dp_accounting's privacy loss distributions. The preprocessing is per patient or "
+        f"public and costs nothing. Features are {genes}. Not covered: the choice of hyperparameters; the choice of "
         "the cohort's genes by variance and missing values; labels that were called by comparing patients with one "
         "another; the class list and the nominal number of members, which are taken as public; floating-point "
-        "rounding and the random number generator. The noise of a study run follows from its recorded seed, so that "
-        "it can be repeated: whoever knows the seed can subtract it. Not for release."
+        f"rounding and the random number generator. {noise}"
     )

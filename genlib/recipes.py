@@ -81,8 +81,11 @@ class Recipe:
     patience : int
         0: no early stopping. Else training ends when the loss on *reserved* patients has not fallen for so many
         epochs, and the best weights are kept.
+    average : float
+        Share of the last steps whose weights are averaged, from 0 (the last weights as they are) to 1; for private
+        training, where it takes out some of the noise at no cost.
     privacy : Privacy or None
-        Train by DP-SGD under this guarantee.
+        Train by DP-SGD under this guarantee. `batch_size` is then the mean size of Poisson batches.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class Recipe:
     dropout: float = 0.0
     label_smoothing: float = 0.0
     patience: int = 0
+    average: float = 0.0
     privacy: Privacy | None = None
 
     def __post_init__(self):
@@ -128,6 +132,10 @@ class Recipe:
             raise ValueError(f"l2={self.l2}: must be a finite number of at least 0")
         if self.patience < 0:
             raise ValueError(f"patience={self.patience}: must be at least 0 (0: no early stopping)")
+        if not 0 <= self.average <= 1:
+            raise ValueError(f"average={self.average}: must be at least 0 and at most 1")
+        if self.average and not self.privacy:
+            raise ValueError(f"average={self.average}: only private training averages its weights; set it to 0")
         if self.privacy and self.patience:
             raise ValueError("early stopping is not covered by the guarantee; set patience=0 or privacy=None")
 

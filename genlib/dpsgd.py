@@ -1,0 +1,439 @@
+"""DP-SGD of one model as one compiled function: Poisson batches, exact clipping of every patient, Gaussian noise.
+
+The gradient of a dense layer for one patient is the outer product of the layer's input and of the error that comes
+back to it, so its norm is the product of two norms, and clipping is a weight on the errors. One forward and one
+backward pass give both, with the same dropout mask, because they are the same pass.
+
+With many more genes than patients the first layer trains in the span of its own members. Noise is as isotropic there
+as on genes, so the training has the same distribution; what happens outside of that span cannot affect training, and
+is drawn at the end with the variance that it would have gathered.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import scipy.linalg
+import scipy.stats
+import tensorflow as tf
+
+from genlib import engine
+
+# Batches are padded to this quantile of their size, so that one compiled function serves nearly all of them.
+PADDING_QUANTILE = 0.9999
+NOISE_CHUNK = 16_000_000  # numbers of noise held at once by one model, 64 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """What DP-SGD does to gradients, in plain numbers.
+
+    Attributes
+    ----------
+    clip_norm : float
+        Bound C on each patient's gradient; infinite for no clipping.
+    noise : float
+        Standard deviation of the noise on each coordinate of the sum, noise multiplier times clip norm.
+    rate : float
+        Chance q with which each patient is in a step's batch, by itself; 1 for full batches.
+    steps : int
+    divisor : float
+        What the noisy sum is divided by: the constant q n, with the nominal n.
+    same_mask : bool
+        False plants a fault: norms are taken without dropout, as TF-Privacy's fast clipping does.
+    fresh_batches : bool
+        False plants a fault: the batch of the first step serves in all steps.
+    """
+
+    clip_norm: float
+    noise: float
+    rate: float
+    steps: int
+    divisor: float
+    same_mask: bool = True
+    fresh_batches: bool = True
+
+
+# What can go wrong in DP-SGD without anything looking wrong. Planted on purpose, to show that an audit notices it.
+FAULTS = {
+    "no noise": lambda m: dataclasses.replace(m, noise=0.0),
+    "noise divided twice": lambda m: dataclasses.replace(m, noise=m.noise / m.divisor),
+    "no clipping": lambda m: dataclasses.replace(m, clip_norm=np.inf),
+    "norms without dropout": lambda m: dataclasses.replace(m, same_mask=False),
+    "same batch": lambda m: dataclasses.replace(m, fresh_batches=False),
+}
+
+
+def draw_batches(n, steps, rate, rng, fresh=True):
+    """Draw batches by Poisson sampling: every member is in every batch with probability `rate`, by itself.
+
+    Parameters
+    ----------
+    n : int
+        Number of members.
+    steps : int
+    rate : float
+        In (0, 1]; at 1 all members are in every batch.
+    rng : numpy.random.Generator
+    fresh : bool
+        False repeats the first batch (a planted fault).
+
+    Returns
+    -------
+    rows : numpy.ndarray
+        (steps, width) int32, positions among the members. The width is the `PADDING_QUANTILE` of the binomial law of
+        batch sizes or, where a larger batch was drawn, that batch's size: none is cut.
+    sizes : numpy.ndarray
+        (steps,) int32, how many of a row count, from its beginning; 0 where the batch is empty.
+
+    Examples
+    --------
+    >>> rows, sizes = draw_batches(1000, steps=5, rate=0.05, rng=np.random.default_rng(0))
+    >>> rows.shape, bool(abs(sizes.mean() - 50) < 10)
+    ((5, 77), True)
+    """
+    if rate >= 1:
+        # One row that all steps share.
+        return np.arange(n, dtype=np.int32)[None], np.full(steps, n, np.int32)
+    drawn = [np.flatnonzero(rng.random(n) < rate) for _ in range(steps if fresh else 1)]
+    drawn = drawn if fresh else drawn * steps
+    sizes = np.array([len(batch) for batch in drawn], np.int32)
+    rows = np.zeros((steps, max(width(n, rate), sizes.max())), np.int32)
+    for row, batch in zip(rows, drawn, strict=True):
+        row[: len(batch)] = batch
+    return rows, sizes
+
+
+def width(n, rate):
+    """Number of patients that batches are padded to.
+
+    Examples
+    --------
+    >>> width(384, 1.0), width(384, 1 / 12)
+    (384, 54)
+    """
+    return n if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, rate))
+
+
+def clipped_sum(
+    structure, x, labels, weights, clip_norm, importance, dropout=None, step=0, smooth=None, same_mask=True
+):
+    """Sum of the patients' gradients, each scaled down to the clip norm where it is longer.
+
+    Parameters
+    ----------
+    structure : genlib.engine.Structure
+    x : tf.Tensor
+        (b, d), one row a patient.
+    labels : tf.Tensor
+        (b,) int.
+    weights : list of tf.Tensor
+        In Keras' order.
+    clip_norm : tf.Tensor
+        Bound C.
+    importance : tf.Tensor
+        (b,) weight of each patient's loss; 0 for rows that only pad the batch.
+    dropout, step : see `genlib.engine.forward`
+    smooth : tf.Tensor, optional
+        Label smoothing.
+    same_mask : bool
+        False takes the norms without dropout (a planted fault).
+
+    Returns
+    -------
+    sums : list of tf.Tensor
+        Shapes of the weights.
+    norms : tf.Tensor
+        (b,) norms before clipping. A patient whose gradient is not finite is left out of the sum.
+
+    References
+    ----------
+    Clipping: Abadi et al., CCS 2016, algorithm 1. Norms of dense layers from one pass: Goodfellow, "Efficient
+    per-example gradient computations", arXiv:1510.01799, section 3.
+
+    Examples
+    --------
+    >>> softmax = engine.Structure((("dense", "linear"),), ((4, 2),), (1.0,))
+    >>> weights = [tf.zeros((4, 2)), tf.zeros(2)]
+    >>> sums, norms = clipped_sum(softmax, 9 * tf.ones((1, 4)), tf.constant([1]), weights, 1.0, tf.ones(1))
+    >>> round(float(tf.linalg.global_norm(sums)), 4), round(float(norms[0]), 2)
+    (1.0, 12.75)
+    """
+
+    def errors_of(mask):
+        first = x @ weights[0]
+        with tf.GradientTape() as tape:
+            tape.watch(first)
+            logits, dense = engine.forward(structure, first, weights[1:], mask, step)
+            loss = tf.reduce_sum(importance * engine.losses(logits, labels, smooth))
+        inputs = [x if given is None else given for given, _ in dense]
+        return inputs, tape.gradient(loss, [out for _, out in dense])
+
+    def squared(inputs, errors):
+        parts = [
+            (tf.reduce_sum(given**2, axis=1) + 1) * tf.reduce_sum(error**2, axis=1)
+            for given, error in zip(inputs, errors, strict=True)
+        ]
+        return tf.add_n(parts)
+
+    inputs, errors = errors_of(dropout)
+    norms = tf.sqrt(squared(inputs, errors) if same_mask else squared(*errors_of(None)))
+    finite = tf.math.is_finite(norms)
+    factor = tf.where(finite & (norms > clip_norm), clip_norm / norms, tf.ones_like(norms))
+    sums = []
+    for given, error in zip(inputs, errors, strict=True):
+        scaled = tf.where(finite[:, None], factor[:, None] * error, tf.zeros_like(error))
+        given = tf.where(finite[:, None], given, tf.zeros_like(given))
+        sums += [tf.matmul(given, scaled, transpose_a=True), tf.reduce_sum(scaled, axis=0)]
+    return sums, norms
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, averaging):
+    """One XLA function a structure; it runs from one step to another, with the noise of those steps."""
+
+    def step_once(step, begin, state, data, hyper):
+        weights, speeds, sums = state
+        inputs, labels, importance, rows, sizes, noise = data
+        row = rows[0 if full_batch else step]
+        there = tf.cast(tf.range(tf.shape(row)[0]) < sizes[step], inputs.dtype)
+        if full_batch:
+            x, y, weight = inputs, labels, importance * there
+        else:
+            x, y, weight = tf.gather(inputs, row), tf.gather(labels, row), tf.gather(importance, row) * there
+        grads, _ = clipped_sum(
+            structure, x, y, weights, hyper["clip_norm"], weight, hyper if dropout else None, step,
+            hyper["smooth"] if smoothing else None, same_mask,
+        )  # fmt: skip
+        grads = [(grad + drawn[step - begin]) / hyper["divisor"] for grad, drawn in zip(grads, noise, strict=True)]
+        # Decay knows no patient, so it is added after clipping; biases do not decay.
+        decay = 2 * hyper["l2"]
+        grads = [grad if i % 2 else grad + decay * v for i, (grad, v) in enumerate(zip(grads, weights, strict=True))]
+        if momentum:
+            grads = speeds = [hyper["momentum"] * s + g for s, g in zip(speeds, grads, strict=True)]
+        weights = [v - hyper["rate"] * g for v, g in zip(weights, grads, strict=True)]
+        if averaging:
+            late = tf.cast(step >= hyper["average_from"], inputs.dtype)
+            sums = [s + late * v for s, v in zip(sums, weights, strict=True)]
+        return weights, speeds, sums
+
+    @tf.function(jit_compile=True)
+    def run(inputs, labels, importance, rows, sizes, noise, begin, end, state, hyper):
+        places = np.cumsum([0] + [int(np.prod(w.shape)) for w in state[0]])
+        noise = [
+            tf.reshape(noise[:, start:stop], [-1, *w.shape])
+            for start, stop, w in zip(places, places[1:], state[0], strict=False)
+        ]
+        data = (inputs, labels, importance, rows, sizes, noise)
+        return tf.while_loop(
+            lambda step, state: step < end,
+            lambda step, state: (step + 1, step_once(step, begin, state, data, hyper)),
+            (begin, state),
+        )[1]
+
+    return run
+
+
+def train_one(patients, labels, members, recipe, mechanism, structure, rng, padded=None):
+    """Train one model by DP-SGD and return its logits for all rows and its weights.
+
+    Parameters
+    ----------
+    patients : genlib.engine.Patients
+        From `genlib.engine.prepare`; in row space where it holds inner products.
+    labels : numpy.ndarray
+        (n,) int; rows beyond the first n are queries.
+    members : numpy.ndarray
+        (n,) bool.
+    recipe : genlib.recipes.Recipe
+        Its learning rate, momentum, l2, dropout, label smoothing and averaging.
+    mechanism : Mechanism
+    structure : genlib.engine.Structure
+    rng : numpy.random.Generator
+        Source of the start, the batches, the dropout masks and the noise.
+    padded : int, optional
+        Number of members to pad to, so that all models of a bank share one compiled function.
+
+    Returns
+    -------
+    logits : numpy.ndarray
+        (R, k).
+    weights : callable
+        Returns the weights in Keras' order, first kernel on genes (d, h), with the noise that they would have outside
+        of the members' span. Only computed when called.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> recipe, x = Recipe("softmax", batch_size=None), np.random.default_rng(0).normal(size=(40, 60))
+    >>> structure, mechanism = engine.structure_for(recipe, 60, 2), Mechanism(1.0, 5.0, 1.0, steps=10, divisor=20)
+    >>> patients, rng = engine.prepare(x.astype(np.float32), in_row_space=True), np.random.default_rng(0)
+    >>> train_one(patients, np.arange(40) % 2, np.arange(40) < 20, recipe, mechanism, structure, rng)[0].shape
+    (40, 2)
+    """
+    who = np.flatnonzero(members)
+    space = _space(patients, who, padded or len(who))
+    dtype = patients.rows.dtype
+    start = _start(structure, space.inputs.shape[1], rng, dtype)
+    rows, sizes = draw_batches(len(who), mechanism.steps, mechanism.rate, rng, mechanism.fresh_batches)
+    if mechanism.rate >= 1:
+        rows = np.zeros((1, len(space.inputs)), np.int32)  # only its width counts: a full batch is not gathered
+    filled = np.concatenate([labels[who], np.zeros(len(space.inputs) - len(who), labels.dtype)]).astype(np.int32)
+    importance = np.ones(len(filled), dtype)
+    first_averaged = mechanism.steps - averaged_steps(recipe, mechanism.steps)
+    hyper = {
+        "rate": dtype.type(recipe.learning_rate), "momentum": dtype.type(recipe.momentum), "l2": dtype.type(recipe.l2),
+        "keep": dtype.type(1 - recipe.dropout), "smooth": dtype.type(recipe.label_smoothing),
+        "seed": np.int32(rng.integers(2**31)), "clip_norm": dtype.type(mechanism.clip_norm),
+        "divisor": dtype.type(mechanism.divisor), "average_from": np.int32(first_averaged),
+    }  # fmt: skip
+    run = _compiled(
+        structure, mechanism.rate >= 1, recipe.dropout > 0, recipe.label_smoothing > 0, mechanism.same_mask,
+        recipe.momentum > 0, recipe.average > 0,
+    )  # fmt: skip
+    state = (start, [np.zeros_like(w) for w in start], [np.zeros_like(w) for w in start])
+    size = sum(w.size for w in start)
+    chunk = min(mechanism.steps, max(1, NOISE_CHUNK // size))
+    noise = np.empty((chunk, size), dtype)
+    for begin in range(0, mechanism.steps, chunk):
+        end = min(begin + chunk, mechanism.steps)
+        _fill(noise[: end - begin], mechanism.noise, rng)
+        state = run(space.inputs, filled, importance, rows, sizes, noise, np.int32(begin), np.int32(end), state, hyper)
+    trained, _, sums = state
+    if recipe.average:
+        trained = [total / dtype.type(mechanism.steps - first_averaged) for total in sums]
+    trained = [w.numpy() for w in trained]
+    spread = outside_spread(recipe, mechanism, structure.scales[0])
+    outside = (spread * rng.standard_normal((space.residual.shape[1], trained[0].shape[1]))).astype(dtype)
+    pre = space.everyone @ trained[0]
+    pre[space.others] += space.residual.astype(dtype) @ outside
+    logits = engine.forward(structure, pre, trained[1:])[0].numpy()
+
+    def weights():
+        if patients.inner is None:
+            return trained
+        return [_on_genes(patients, who, space, trained[0], outside, spread, rng), *trained[1:]]
+
+    return logits, weights
+
+
+def averaged_steps(recipe, steps):
+    """Number of last steps whose weights are averaged; the last alone where a recipe averages nothing.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Privacy, Recipe
+    >>> averaged_steps(Recipe(batch_size=None, average=0.5, privacy=Privacy(1.0)), 30), averaged_steps(Recipe(), 30)
+    (15, 1)
+    """
+    return max(1, round(recipe.average * steps))
+
+
+def _fill(noise, scale, rng):
+    # SFC64's float32 normals, made outside of the compiled function, are the fastest source that was found.
+    if scale:
+        rng.standard_normal(out=noise, dtype=noise.dtype.type)
+        noise *= noise.dtype.type(scale)
+    else:
+        noise[:] = 0
+
+
+def _start(structure, first_rows, rng, dtype):
+    weights = []
+    for level, ((rows, columns), scale) in enumerate(zip(structure.shapes, structure.scales, strict=True)):
+        rows = first_rows if level == 0 else rows
+        weights += [(scale * rng.standard_normal((rows, columns))).astype(dtype), np.zeros(columns, dtype)]
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class _Space:
+    """Where a model trains: the members' inputs (padded), everyone's, and what of the others lies outside."""
+
+    inputs: np.ndarray
+    everyone: np.ndarray
+    others: np.ndarray
+    residual: np.ndarray  # (others, rank): its product with its transpose is the others' inner products outside
+    lower: np.ndarray | None = None  # members' coordinates, in row space
+
+
+def _space(patients, who, padded):
+    n_padded = max(padded, len(who))
+    dtype = patients.rows.dtype
+    others = np.setdiff1d(np.arange(len(patients.rows)), who)
+    if patients.inner is None:
+        inputs = np.zeros((n_padded, patients.rows.shape[1]), dtype)
+        inputs[: len(who)] = patients.rows[who]
+        return _Space(inputs, patients.rows, others, np.zeros((len(others), 0)))
+    inner = patients.inner.astype(np.float64)
+    lower = engine.factor(patients.inner[np.ix_(who, who)])
+    # Everyone's coordinates in the members' span: least squares, which is a triangular solve where it can be.
+    if lower.shape[0] == lower.shape[1]:
+        everyone = scipy.linalg.solve_triangular(lower, inner[who], lower=True).T
+    else:
+        everyone = inner[:, who] @ lower / (lower**2).sum(axis=0)
+    outside = inner[np.ix_(others, others)] - everyone[others] @ everyone[others].T
+    residual = engine.factor(outside.astype(dtype)) if len(others) else np.zeros((0, 0))
+    inputs = np.zeros((n_padded, n_padded), dtype)
+    inputs[: len(who), : lower.shape[1]] = lower
+    wide = np.zeros((len(inner), n_padded), dtype)
+    wide[:, : lower.shape[1]] = everyone
+    return _Space(inputs, wide, others, residual, lower)
+
+
+def outside_spread(recipe, mechanism, start_scale):
+    """Standard deviation that each first-layer weight has outside of the members' span after training on genes.
+
+    There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
+    averaging; a unit impulse of each tells how much of it is left at the end.
+
+    Parameters
+    ----------
+    recipe : genlib.recipes.Recipe
+    mechanism : Mechanism
+    start_scale : float
+        Standard deviation of the start.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> plain = Mechanism(clip_norm=1.0, noise=5.0, rate=1.0, steps=100, divisor=10)
+    >>> round(outside_spread(Recipe(learning_rate=0.1, batch_size=None), plain, start_scale=0.0), 6)
+    0.5
+    """
+    steps = mechanism.steps
+    first_averaged = steps - averaged_steps(recipe, steps)
+    # Column 0: the start; column 1 + t: the noise of step t.
+    weight, speed, total = np.zeros(steps + 1), np.zeros(steps + 1), np.zeros(steps + 1)
+    weight[0] = 1.0
+    for step in range(steps):
+        gradient = 2 * recipe.l2 * weight
+        gradient[1 + step] += 1.0
+        speed = recipe.momentum * speed + gradient
+        weight = weight - recipe.learning_rate * speed
+        if step >= first_averaged:
+            total += weight
+    left = total / (steps - first_averaged)
+    per_step = mechanism.noise / mechanism.divisor
+    return float(np.sqrt((start_scale * left[0]) ** 2 + per_step**2 * (left[1:] ** 2).sum()))
+
+
+def _on_genes(patients, who, space, trained, outside, spread, rng):
+    """First kernel on genes: what was learned in the members' span, and around it noise as the logits saw it."""
+    rows = patients.rows.astype(np.float64)
+    rank = space.lower.shape[1]
+    if rank == len(who):
+        axes = scipy.linalg.solve_triangular(space.lower, rows[who], lower=True)
+    else:
+        axes = (space.lower / (space.lower**2).sum(axis=0)).T @ rows[who]
+    free = spread * rng.standard_normal((rows.shape[1], trained.shape[1]))
+    free -= axes.T @ (axes @ free)
+    # The other rows have seen this noise already: given that, the rest of it is drawn.
+    beyond = rows[space.others] - space.everyone[space.others, :rank].astype(np.float64) @ axes
+    gap = space.residual @ outside - beyond @ free
+    free += beyond.T @ np.linalg.lstsq(beyond @ beyond.T, gap, rcond=1e-8)[0]
+    return (axes.T @ trained[:rank] + free).astype(patients.rows.dtype)
