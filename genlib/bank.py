@@ -111,6 +111,7 @@ def train(
     queries=None,
     n=None,
     reserved=None,
+    start=None,
     keep=(),
     cache=None,
     engine="auto",
@@ -140,6 +141,8 @@ def train(
         Nominal number of members, for private recipes: sampling, noise and rate follow it, not the members drawn.
     reserved : numpy.ndarray, optional
         (n,) bool, patients that are in no model; early stopping watches their loss.
+    start : list of numpy.ndarray, optional
+        Public weights that all models start from, in Keras' order and on all features; by default each draws its own.
     keep : sequence of int
         Models whose weights to return too.
     cache : path-like, optional
@@ -185,10 +188,11 @@ def train(
         raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
     held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
-    paths = _paths(cache, rows, labels, n, [engine, str(fault)], recipes, members, seed, held_out)
+    common = [rows, labels, n, engine, fault, *(start or [])]
+    paths = _paths(cache, common, recipes, members, seed, held_out)
     stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
-    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, fault, keep, missing)
+    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, fault, keep, missing)
     kind = "private " if recipes[0].privacy else ""
     bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
     for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
@@ -202,11 +206,11 @@ def train(
     return (logits, kept) if len(keep) else logits
 
 
-def _paths(cache, rows, labels, n, engine, recipes, members, seed, held_out):
+def _paths(cache, common, recipes, members, seed, held_out):
     """Where each finished model is kept: a name made of all that it depends on."""
     if cache is None:
         return [None] * len(members)
-    common = results.digest(rows, labels, n, engine, results.code_digest(*CODE), tf.__version__)
+    common = results.digest(*common, results.code_digest(*CODE), tf.__version__)
     watched = "none" if held_out is None else held_out
     keys = [results.digest(common, recipes[m].digest(), members[m], [seed, m], watched) for m in range(len(members))]
     return [pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
@@ -259,7 +263,7 @@ def _checked_engine(engine, recipes, rows):
         return chosen
     if chosen == "keras" != engine:
         raise ValueError(f"engine='{engine}' is exact for SGD with a fixed number of epochs only; use engine='keras'")
-    if engine == "row-space" and len(rows) > rows.shape[1]:
+    if engine == "row-space" and len(rows) >= rows.shape[1]:
         raise ValueError(
             f"engine='row-space' with {len(rows)} rows and {rows.shape[1]} features: there is no smaller space to "
             "train in; use engine='genes'"
@@ -272,10 +276,10 @@ def _number(seed, m):
     return int(np.random.SeedSequence([seed, m, 5]).generate_state(1)[0]) >> 1
 
 
-def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, fault, keep, missing):
+def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, fault, keep, missing):
     """Train the missing models, and give each as it is finished."""
-    if engine == "keras" and fault:
-        raise ValueError(f"fault='{fault}' is planted in the study's own DP-SGD; leave engine out")
+    if engine == "keras" and (fault or start is not None):
+        raise ValueError("a fault or a start of one's own is for the study's own engines; leave engine='keras' out")
     if engine == "keras":
         for m in missing:
             yield m, _train_keras(rows, labels, members[m], recipes[m], (seed, m), n, held_out, m in keep)
@@ -296,13 +300,15 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, fault, k
     def private(m):
         # One stream a model: start, batches, masks and noise of model m depend on (seed, m) alone.
         rng = np.random.Generator(np.random.SFC64([seed, m, 14]))
-        return dpsgd.train_one(patients, labels, members[m], recipes[m], mechanisms[recipes[m]], structure, rng, most)
+        return dpsgd.train_one(
+            patients, labels, members[m], recipes[m], mechanisms[recipes[m]], structure, rng, most, start
+        )
 
     def plain(m):
         batches = draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
-        start = fast.draw_start(structure, [seed, m], first_rows)
+        begun = fast.draw_start(structure, [seed, m], first_rows) if start is None else start
         number = _number(seed, m)
-        return fast.train_one(patients, labels, members[m], recipes[m], structure, batches, start, number, padded)
+        return fast.train_one(patients, labels, members[m], recipes[m], structure, batches, begun, number, padded)
 
     def one(m):
         logits, weights = private(m) if recipes[m].privacy else plain(m)

@@ -234,7 +234,7 @@ def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, av
     return run
 
 
-def train_one(patients, labels, members, recipe, mechanism, structure, rng, padded=None):
+def train_one(patients, labels, members, recipe, mechanism, structure, rng, padded=None, start=None):
     """Train one model by DP-SGD and return its logits for all rows and its weights.
 
     Parameters
@@ -253,6 +253,8 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         Source of the start, the batches, the dropout masks and the noise.
     padded : int, optional
         Number of members to pad to, so that all models of a bank share one compiled function.
+    start : list of numpy.ndarray, optional
+        Weights on genes to start from, in Keras' order; by default drawn from `rng`.
 
     Returns
     -------
@@ -274,7 +276,10 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
     who = np.flatnonzero(members)
     space = _space(patients, who, padded or len(who))
     dtype = patients.rows.dtype
-    start = _start(structure, space.inputs.shape[1], rng, dtype)
+    begun = (
+        _draw_start(structure, space.inputs.shape[1], rng) if start is None else [_into(start[0], space), *start[1:]]
+    )
+    begun = [np.asarray(w, dtype) for w in begun]
     rows, sizes = draw_batches(len(who), mechanism.steps, mechanism.rate, rng, mechanism.fresh_batches)
     if mechanism.rate >= 1:
         rows = np.zeros((1, len(space.inputs)), np.int32)  # only its width counts: a full batch is not gathered
@@ -291,8 +296,8 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         structure, mechanism.rate >= 1, recipe.dropout > 0, recipe.label_smoothing > 0, mechanism.same_mask,
         recipe.momentum > 0, recipe.average > 0,
     )  # fmt: skip
-    state = (start, [np.zeros_like(w) for w in start], [np.zeros_like(w) for w in start])
-    size = sum(w.size for w in start)
+    state = (begun, [np.zeros_like(w) for w in begun], [np.zeros_like(w) for w in begun])
+    size = sum(w.size for w in begun)
     chunk = min(mechanism.steps, max(1, NOISE_CHUNK // size))
     noise = np.empty((chunk, size), dtype)
     for begin in range(0, mechanism.steps, chunk):
@@ -303,16 +308,24 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
     if recipe.average:
         trained = [total / dtype.type(mechanism.steps - first_averaged) for total in sums]
     trained = [w.numpy() for w in trained]
-    spread = outside_spread(recipe, mechanism, structure.scales[0])
-    outside = (spread * rng.standard_normal((space.residual.shape[1], trained[0].shape[1]))).astype(dtype)
-    pre = space.everyone @ trained[0]
-    pre[space.others] += space.residual.astype(dtype) @ outside
-    logits = engine.forward(structure, pre, trained[1:])[0].numpy()
+    kept, gathered = outside_span(recipe, mechanism)
+    # Outside of the members' span: what decay left of a known start, or noise in which that of a random one is too.
+    known = None if start is None else kept * start[0]
+    spread = gathered if start is not None else float(np.hypot(gathered, kept * structure.scales[0]))
+    outside = spread * rng.standard_normal((space.residual.shape[1], trained[0].shape[1]))
+    pre = (space.everyone @ trained[0]).astype(np.float64)
+    pre[space.others] += space.residual @ outside
+    if known is not None and patients.inner is not None:
+        pre[space.others] += patients.rows[space.others] @ known - space.everyone[space.others] @ _into(known, space)
+    logits = engine.forward(structure, tf.constant(pre.astype(dtype)), trained[1:])[0].numpy()
 
     def weights():
         if patients.inner is None:
             return trained
-        return [_on_genes(patients, who, space, trained[0], outside, spread, rng), *trained[1:]]
+        first = _on_genes(patients, space, trained[0], outside, spread, rng)
+        if known is not None:
+            first += known - space.axes.T @ _into(known, space)[: len(space.axes)]
+        return [first.astype(dtype), *trained[1:]]
 
     return logits, weights
 
@@ -338,12 +351,21 @@ def _fill(noise, scale, rng):
         noise[:] = 0
 
 
-def _start(structure, first_rows, rng, dtype):
+def _draw_start(structure, first_rows, rng):
     weights = []
     for level, ((rows, columns), scale) in enumerate(zip(structure.shapes, structure.scales, strict=True)):
         rows = first_rows if level == 0 else rows
-        weights += [(scale * rng.standard_normal((rows, columns))).astype(dtype), np.zeros(columns, dtype)]
+        weights += [scale * rng.standard_normal((rows, columns)), np.zeros(columns)]
     return weights
+
+
+def _into(kernel, space):
+    """A first kernel on genes, seen from where the model trains."""
+    if space.axes is None:
+        return kernel
+    inside = np.zeros((space.inputs.shape[1], kernel.shape[1]))
+    inside[: len(space.axes)] = space.axes @ kernel
+    return inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,7 +376,19 @@ class _Space:
     everyone: np.ndarray
     others: np.ndarray
     residual: np.ndarray  # (others, rank): its product with its transpose is the others' inner products outside
+    who: np.ndarray
     lower: np.ndarray | None = None  # members' coordinates, in row space
+    rows: np.ndarray | None = None
+
+    @functools.cached_property
+    def axes(self):
+        """(rank, d) orthonormal axes of the members' span on genes; None where the model trains on genes."""
+        if self.lower is None:
+            return None
+        rows = self.rows[self.who].astype(np.float64)
+        if self.lower.shape[0] == self.lower.shape[1]:
+            return scipy.linalg.solve_triangular(self.lower, rows, lower=True)
+        return (self.lower / (self.lower**2).sum(axis=0)).T @ rows
 
 
 def _space(patients, who, padded):
@@ -364,7 +398,7 @@ def _space(patients, who, padded):
     if patients.inner is None:
         inputs = np.zeros((n_padded, patients.rows.shape[1]), dtype)
         inputs[: len(who)] = patients.rows[who]
-        return _Space(inputs, patients.rows, others, np.zeros((len(others), 0)))
+        return _Space(inputs, patients.rows, others, np.zeros((len(others), 0)), who)
     inner = patients.inner.astype(np.float64)
     lower = engine.factor(patients.inner[np.ix_(who, who)])
     # Everyone's coordinates in the members' span: least squares, which is a triangular solve where it can be.
@@ -378,11 +412,11 @@ def _space(patients, who, padded):
     inputs[: len(who), : lower.shape[1]] = lower
     wide = np.zeros((len(inner), n_padded), dtype)
     wide[:, : lower.shape[1]] = everyone
-    return _Space(inputs, wide, others, residual, lower)
+    return _Space(inputs, wide, others, residual, who, lower, patients.rows)
 
 
-def outside_spread(recipe, mechanism, start_scale):
-    """Standard deviation that each first-layer weight has outside of the members' span after training on genes.
+def outside_span(recipe, mechanism):
+    """What training on genes leaves in a first-layer weight outside of the members' span.
 
     There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
     averaging; a unit impulse of each tells how much of it is left at the end.
@@ -391,19 +425,21 @@ def outside_spread(recipe, mechanism, start_scale):
     ----------
     recipe : genlib.recipes.Recipe
     mechanism : Mechanism
-    start_scale : float
-        Standard deviation of the start.
 
     Returns
     -------
-    float
+    kept : float
+        Share of the start that is left.
+    gathered : float
+        Standard deviation of the noise of all steps together.
 
     Examples
     --------
     >>> from genlib.recipes import Recipe
     >>> plain = Mechanism(clip_norm=1.0, noise=5.0, rate=1.0, steps=100, divisor=10)
-    >>> round(outside_spread(Recipe(learning_rate=0.1, batch_size=None), plain, start_scale=0.0), 6)
-    0.5
+    >>> kept, gathered = outside_span(Recipe(learning_rate=0.1, batch_size=None), plain)
+    >>> kept, round(gathered, 6)
+    (1.0, 0.5)
     """
     steps = mechanism.steps
     first_averaged = steps - averaged_steps(recipe, steps)
@@ -419,21 +455,17 @@ def outside_spread(recipe, mechanism, start_scale):
             total += weight
     left = total / (steps - first_averaged)
     per_step = mechanism.noise / mechanism.divisor
-    return float(np.sqrt((start_scale * left[0]) ** 2 + per_step**2 * (left[1:] ** 2).sum()))
+    return float(left[0]), float(per_step * np.sqrt((left[1:] ** 2).sum()))
 
 
-def _on_genes(patients, who, space, trained, outside, spread, rng):
+def _on_genes(patients, space, trained, outside, spread, rng):
     """First kernel on genes: what was learned in the members' span, and around it noise as the logits saw it."""
-    rows = patients.rows.astype(np.float64)
-    rank = space.lower.shape[1]
-    if rank == len(who):
-        axes = scipy.linalg.solve_triangular(space.lower, rows[who], lower=True)
-    else:
-        axes = (space.lower / (space.lower**2).sum(axis=0)).T @ rows[who]
+    axes, rows = space.axes, patients.rows.astype(np.float64)
+    rank = len(axes)
     free = spread * rng.standard_normal((rows.shape[1], trained.shape[1]))
     free -= axes.T @ (axes @ free)
     # The other rows have seen this noise already: given that, the rest of it is drawn.
     beyond = rows[space.others] - space.everyone[space.others, :rank].astype(np.float64) @ axes
     gap = space.residual @ outside - beyond @ free
     free += beyond.T @ np.linalg.lstsq(beyond @ beyond.T, gap, rcond=1e-8)[0]
-    return (axes.T @ trained[:rank] + free).astype(patients.rows.dtype)
+    return axes.T @ trained[:rank] + free

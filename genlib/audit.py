@@ -1,0 +1,388 @@
+"""Lower bounds on the epsilon that trained models really have, each valid after every choice was corrected for.
+
+The functions take arrays of numbers that training left behind; they train nothing. A bound says what an attack showed,
+so 0 means that nothing was shown, not that nothing leaks.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+CONFIDENCE = 0.95
+# Differential privacy bounds each of these for any set of answers, so it may name on either side of a threshold.
+STATEMENTS = (
+    ("at or above", "TPR <= e^eps FPR + delta"),
+    ("at or above", "TNR <= e^eps FNR + delta"),
+    ("below", "TPR <= e^eps FPR + delta"),
+    ("below", "TNR <= e^eps FNR + delta"),
+)
+TWIN_BITS = 20  # independent draws look like twins throughout with a chance of one in a million
+
+
+def many_runs(statistics, included, delta, confidence=CONFIDENCE):
+    """Lower bound on epsilon from many models, each of which includes a canary or not by the toss of a coin.
+
+    The first half of the models chooses threshold, direction and inequality for each canary; the second half, which
+    had no part in the choice, gives Clopper-Pearson bounds of the two rates. Half of the allowed error goes to either
+    rate, and the canaries share it (Bonferroni). So all rows hold jointly at `confidence`, and the bound of the audit
+    is ``table["epsilon_low"].max()``.
+
+    Parameters
+    ----------
+    statistics : numpy.ndarray
+        (M, c), one row a model, one column a canary; any sign and scale.
+    included : numpy.ndarray
+        (M, c) bool, each drawn by itself with probability 1/2. Models must be independent: complement twins are not,
+        so pass one model of each pair.
+    delta : float
+        The delta of the (epsilon, delta) that is audited, in [0, 1).
+    confidence : float
+        Chance, at least, that no bound exceeds the true epsilon, in (0, 1).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a canary. Columns canary, epsilon_low, threshold, named (the side of the threshold that is called
+        included), inequality, tpr, fpr, n_included, n_excluded, confidence; rates and numbers are of the second half.
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree, a statistic is not finite, all models come in complement twins, a half has too few models
+        with or without a canary to show anything, or `delta` or `confidence` is out of range.
+
+    References
+    ----------
+    Jagielski, Ullman, Oprea: "Auditing differentially private machine learning", NeurIPS 2020, algorithm 2; Clopper,
+    Pearson: Biometrika 26(4), 1934.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> included = rng.random((400, 2)) < 0.5
+    >>> statistics = rng.normal(size=(400, 2)) + [0, 4] * included  # the first canary leaves no trace
+    >>> table = many_runs(statistics, included, delta=1e-5)
+    >>> table["epsilon_low"].round(2).tolist()
+    [0.0, 2.7]
+    >>> round(power(400, n_canaries=2, delta=1e-5), 2)
+    3.11
+    """
+    _refuse_levels(delta, confidence)
+    statistics, included = np.asarray(statistics, float), np.asarray(included, bool)
+    _refuse_shapes(statistics, included, n_axes=2, names="statistics", shape="(M, c)")
+    _refuse_twins(included)
+    tail = _tail(statistics.shape[1], confidence)
+    half = len(statistics) // 2
+    for name, part in (("first", included[:half]), ("second", included[half:])):
+        _refuse_few(part, name, delta, tail)
+    rows = []
+    for canary, (statistic, members) in enumerate(zip(statistics.T, included.T, strict=True)):
+        threshold, k = _choose(statistic[:half], members[:half], delta, tail)
+        row = _bound(statistic[half:], members[half:], threshold, k, delta, tail)
+        rows.append({"canary": canary, **row, "confidence": confidence})
+    return pd.DataFrame(rows)
+
+
+def power(n_models, n_canaries, delta, confidence=CONFIDENCE):
+    """Largest epsilon that `many_runs` can show, of a canary that gives itself away in every model.
+
+    State it before the audit. Half of the second half's models are taken to include the canary; an uneven toss shifts
+    what can be shown by about sqrt(2 / n_models) either way.
+
+    Parameters
+    ----------
+    n_models, n_canaries : int
+    delta, confidence : float
+        As in `many_runs`.
+
+    Returns
+    -------
+    float
+        log((t^(1/a) - delta) / (1 - t^(1/b))) with t = (1 - confidence) / (2 n_canaries) and a, b the models of the
+        second half with and without the canary; 0 where so few models can show nothing.
+
+    Raises
+    ------
+    ValueError
+        When a number is below 1, or `delta` or `confidence` is out of range.
+
+    References
+    ----------
+    Clopper, Pearson: Biometrika 26(4), 1934, with all or none of the cases a success.
+
+    Examples
+    --------
+    >>> [round(power(n, n_canaries=1, delta=1e-5), 2) for n in (20, 100, 1000)]
+    [0.0, 1.84, 4.21]
+    """
+    _refuse_levels(delta, confidence)
+    if n_models < 1 or n_canaries < 1:
+        raise ValueError(f"n_models={n_models}, n_canaries={n_canaries}: both must be at least 1")
+    tail = _tail(n_canaries, confidence)
+    second = n_models - n_models // 2
+    smaller = second // 2
+    if smaller < _fewest(delta, tail):
+        return 0.0
+    # Where the halves differ by one, the larger side does more for the rate that must be shown to be small.
+    return float(np.log((tail ** (1 / smaller) - delta) / -np.expm1(np.log(tail) / (second - smaller))))
+
+
+def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
+    """Lower bound on epsilon from one model with many canaries, each included or not by the toss of a coin.
+
+    The highest scores are guessed to be included, the lowest not, and nothing is guessed about the rest. Training with
+    (epsilon, delta) lets the number of correct guesses be hardly larger than that of coins which fall right with
+    probability e^epsilon / (1 + e^epsilon).
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        (m,), higher = more likely included; found without knowledge of `included`.
+    included : numpy.ndarray
+        (m,) bool, each drawn by itself with probability 1/2.
+    delta : float
+        In [0, 1).
+    n_guesses : int
+        Even, from 2 to m; half of them on each end. Fixed before the scores are seen: the best of several is no bound.
+    confidence : float
+        Chance, at least, that the bound does not exceed the true epsilon, in (0, 1).
+
+    Returns
+    -------
+    dict
+        epsilon_low, n_canaries, n_guesses, n_correct, confidence.
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree, a score is not finite, or `delta`, `n_guesses` or `confidence` is out of range.
+
+    References
+    ----------
+    Steinke, Nasr, Jagielski: "Privacy auditing with one (1) training run", NeurIPS 2023, arXiv 2305.08846, algorithm 1,
+    theorem 5.2 and appendix D.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> included = rng.random(1000) < 0.5
+    >>> result = one_run(rng.normal(size=1000) + 2 * included, included, delta=1e-5, n_guesses=200)
+    >>> result["n_correct"], round(result["epsilon_low"], 2)
+    (200, 4.17)
+    """
+    _refuse_levels(delta, confidence)
+    scores, included = np.asarray(scores, float), np.asarray(included, bool)
+    _refuse_shapes(scores, included, n_axes=1, names="scores", shape="(m,)")
+    if n_guesses % 2 or not 2 <= n_guesses <= len(scores):
+        raise ValueError(
+            f"n_guesses={n_guesses} of {len(scores)} canaries: half of the guesses go to each end of the scores, so "
+            f"give an even number from 2 to {len(scores)}"
+        )
+    order = np.argsort(scores, kind="stable")
+    low, high = order[: n_guesses // 2], order[-(n_guesses // 2) :]
+    n_correct = int((~included[low]).sum() + included[high].sum())
+    return {
+        "epsilon_low": _largest_rejected(len(scores), n_guesses, n_correct, delta, 1 - confidence),
+        "n_canaries": len(scores),
+        "n_guesses": n_guesses,
+        "n_correct": n_correct,
+        "confidence": confidence,
+    }
+
+
+def participation(counts, n_steps, rate):
+    """Test whether patients took part in the steps of training as independent tosses with probability `rate` would say.
+
+    The sum of (count - T q)^2 / (T q (1 - q)) over patients is compared with a gamma distribution of its exact mean
+    and variance. Too large means that the same patients come again, too small that patients take turns. A batch of
+    fixed size drawn anew at every step is not told apart, nor is a wrong rate where it is only slightly wrong: look at
+    the mean, which is T q up to sqrt(T q (1 - q) / n).
+
+    Parameters
+    ----------
+    counts : numpy.ndarray
+        (n,) number of steps in whose batch each patient was.
+    n_steps : int
+        T, at least 2.
+    rate : float
+        q, in (0, 1]; at 1 every patient must be in every step.
+
+    Returns
+    -------
+    p_value : float
+        Two-sided; at rate 1 it is 1 or 0.
+    mean : float
+        Mean count, in steps.
+
+    Raises
+    ------
+    ValueError
+        When there are no counts, one is not a whole number from 0 to `n_steps`, or `n_steps` or `rate` is out of range.
+
+    References
+    ----------
+    The variance test for homogeneity of the binomial, its mean known: Cochran, Biometrics 10(4), 1954.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> p_value, mean = participation(rng.binomial(60, 0.1, size=300), n_steps=60, rate=0.1)
+    >>> round(p_value, 2), round(mean, 2)
+    (0.1, 6.32)
+    >>> participation(60 * (rng.random(300) < 0.1), n_steps=60, rate=0.1)[0]  # the same batch at every step
+    0.0
+    """
+    counts = np.asarray(counts, float)
+    if n_steps < 2 or not 0 < rate <= 1:
+        # In one step a patient is there or not, whoever else is: there is nothing to vary.
+        raise ValueError(f"n_steps={n_steps}, rate={rate}: give at least 2 steps and a rate above 0 and at most 1")
+    if counts.ndim != 1 or not counts.size:
+        raise ValueError(f"counts have shape {counts.shape}; give one number for each patient, (n,)")
+    wrong = counts[~((counts >= 0) & (counts <= n_steps) & (counts == np.round(counts)))]
+    if wrong.size:
+        raise ValueError(f"a count of {wrong[0]:g} in {n_steps} steps: counts are whole numbers from 0 to {n_steps}")
+    if rate == 1:
+        return float((counts == n_steps).all()), float(counts.mean())
+    variance = n_steps * rate * (1 - rate)
+    dispersion = ((counts - n_steps * rate) ** 2).sum() / variance
+    # A squared standardized binomial has mean 1 and variance 2 + its excess kurtosis, not the 2 of a normal.
+    scale = 2 + (1 - 6 * rate * (1 - rate)) / variance
+    null = stats.gamma(counts.size / scale, scale=scale)
+    return float(min(1.0, 2 * min(null.cdf(dispersion), null.sf(dispersion)))), float(counts.mean())
+
+
+def _tail(n_canaries, confidence):
+    """Error allowed to one one-sided bound: two bounds a canary."""
+    return (1 - confidence) / (2 * n_canaries)
+
+
+def _fewest(delta, tail):
+    """Models needed on a side for perfect separation to show anything: tail^(1/n) - delta > 1 - tail^(1/n)."""
+    return int(np.log(tail) / np.log((1 + delta) / 2)) + 1
+
+
+def _clopper_pearson(successes, trials, tail):
+    """Lower and upper bound of a rate, each exceeded with probability `tail` at most."""
+    k = np.asarray(successes, float)
+    with np.errstate(invalid="ignore"):
+        low = np.where(k > 0, special.betaincinv(k, trials - k + 1, tail), 0.0)
+        high = np.where(k < trials, special.betaincinv(k + 1, trials - k, 1 - tail), 1.0)
+    return low, high
+
+
+def _ratios(hits, n_in, alarms, n_out, delta, tail):
+    """e^epsilon that each of `STATEMENTS` shows, (4, thresholds); hits and alarms: members and others at or above."""
+    low_in, high_in = _clopper_pearson(np.arange(n_in + 1), n_in, tail)
+    low_out, high_out = _clopper_pearson(np.arange(n_out + 1), n_out, tail)
+    rows = []
+    for true, false in ((hits, alarms), (n_in - hits, n_out - alarms)):
+        rows.append((low_in[true] - delta) / high_out[false])
+        rows.append((low_out[n_out - false] - delta) / high_in[n_in - true])
+    return np.array(rows)
+
+
+def _count(statistic, members, thresholds):
+    """Members and others at or above each threshold."""
+    sides = (np.sort(statistic[members]), np.sort(statistic[~members]))
+    return [len(side) - np.searchsorted(side, thresholds, side="left") for side in sides]
+
+
+def _choose(statistic, members, delta, tail):
+    """Threshold and index of the statement that show most on the half that is there to choose."""
+    levels = np.unique(statistic)
+    # Midway between two values, so that neither side is cut off for lying a little beyond what was seen.
+    thresholds = levels[:-1] / 2 + levels[1:] / 2 if len(levels) > 1 else levels
+    hits, alarms = _count(statistic, members, thresholds)
+    ratios = _ratios(hits, members.sum(), alarms, (~members).sum(), delta, tail)
+    k, place = np.unravel_index(ratios.argmax(), ratios.shape)
+    return thresholds[place], k
+
+
+def _bound(statistic, members, threshold, k, delta, tail):
+    """What the chosen statement shows on the other half."""
+    n_in, n_out = int(members.sum()), int((~members).sum())
+    (hits,), (alarms,) = _count(statistic, members, [threshold])
+    ratio = _ratios(hits, n_in, alarms, n_out, delta, tail)[k]
+    named, inequality = STATEMENTS[k]
+    tpr, fpr = hits / n_in, alarms / n_out
+    return {
+        "epsilon_low": float(np.log(max(1.0, ratio))),
+        "threshold": threshold,
+        "named": named,
+        "inequality": inequality,
+        "tpr": tpr if named == "at or above" else 1 - tpr,
+        "fpr": fpr if named == "at or above" else 1 - fpr,
+        "n_included": n_in,
+        "n_excluded": n_out,
+    }
+
+
+def _p_value(n_canaries, n_guesses, n_correct, epsilon, delta):
+    """Chance, at most, of so many correct guesses under (epsilon, delta); Steinke et al., appendix D."""
+    if n_correct == 0:
+        return 1.0
+    right = special.expit(epsilon)
+    beta = special.bdtrc(n_correct - 1, n_guesses, right)
+    i = np.arange(1, n_correct + 1)
+    just_below = special.bdtrc(n_correct - i - 1, n_guesses, right) - beta
+    return float(min(1.0, beta + 2 * n_canaries * delta * max(0.0, (just_below / i).max())))
+
+
+def _largest_rejected(n_canaries, n_guesses, n_correct, delta, alpha):
+    """Largest epsilon whose p-value is at most alpha, 0 where there is none; by bisection."""
+
+    def rejected(epsilon):
+        return _p_value(n_canaries, n_guesses, n_correct, epsilon, delta) <= alpha
+
+    if not rejected(0.0):
+        return 0.0
+    low, high = 0.0, 1.0
+    while rejected(high):
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low  # the end that is rejected, so that rounding does not raise the bound
+
+
+def _refuse_levels(delta, confidence):
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta={delta}: must be at least 0 and below 1, as 1e-5")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: must be above 0 and below 1, as 0.95")
+
+
+def _refuse_shapes(values, included, n_axes, names, shape):
+    if values.shape != included.shape or values.ndim != n_axes or not values.size:
+        raise ValueError(
+            f"shapes disagree: {names} {values.shape}, included {included.shape}; both must be {shape}, not empty"
+        )
+    bad = ~np.isfinite(values)
+    if bad.any():
+        where = tuple(int(k) for k in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{bad.sum()} of {bad.size} {names} are not finite, the first at {where}; leave out that canary, or that "
+            "model for all canaries, before looking at who was included"
+        )
+
+
+def _refuse_twins(included):
+    first, second = included[: len(included) // 2 * 2 : 2], included[1::2]
+    if first.size >= TWIN_BITS and (first != second).all():
+        raise ValueError(
+            f"all {len(included)} models come in complement twins, which are not independent; pass one of each pair, "
+            "statistics[::2] and included[::2]"
+        )
+
+
+def _refuse_few(included, name, delta, tail):
+    fewest = _fewest(delta, tail)
+    n_in = included.sum(axis=0)
+    sides = np.minimum(n_in, len(included) - n_in)
+    if sides.min() < fewest:
+        worst = sides.argmin()
+        raise ValueError(
+            f"canary {worst}: {n_in[worst]} of the {len(included)} models in the {name} half include it; at least "
+            f"{fewest} must and {fewest} must not, or nothing can be shown: train clearly more than {4 * fewest} "
+            f"models, or audit fewer canaries than {len(n_in)}"
+        )
