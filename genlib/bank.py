@@ -112,6 +112,7 @@ def train(
     n=None,
     reserved=None,
     start=None,
+    center=None,
     keep=(),
     cache=None,
     engine="auto",
@@ -143,6 +144,8 @@ def train(
         (n,) bool, patients that are in no model; early stopping watches their loss.
     start : list of numpy.ndarray, optional
         Public weights that all models start from, in Keras' order and on all features; by default each draws its own.
+    center : genlib.dpsgd.Center, optional
+        How private recipes with a noisy mean center their features.
     keep : sequence of int
         Models whose weights to return too.
     cache : path-like, optional
@@ -183,16 +186,20 @@ def train(
     recipes = [recipe] * len(members) if isinstance(recipe, Recipe) else list(recipe)
     _check(features, labels, members, recipes, n, reserved)
     _check_fault(fault, recipes)
+    _check_center(recipes[0], center, start, rows.shape[1])
+    if center is not None and engine == "auto":
+        engine = "genes"  # what is subtracted lies outside of the members' span
     unknown = sorted(set(keep) - set(range(len(members))))
     if unknown:
         raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
     held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
-    common = [rows, labels, n, engine, fault, *(start or [])]
+    moved = [center.lean, center.share, center.radius] if center else []
+    common = [rows, labels, n, engine, fault, *(start or []), *moved]
     paths = _paths(cache, common, recipes, members, seed, held_out)
     stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
-    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, fault, keep, missing)
+    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, center, fault, keep, missing)
     kind = "private " if recipes[0].privacy else ""
     bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
     for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
@@ -239,8 +246,13 @@ def _check(features, labels, members, recipes, n, reserved):
         raise ValueError("a private recipe needs n, the nominal number of members, since the drawn number is secret")
     if len(recipes) != len(members):
         raise ValueError(f"{len(recipes)} recipes for {len(members)} models; give one for all, or one for each")
+    n_classes = int(labels.max()) + 1
+    if recipes[0].class_weights and len(recipes[0].class_weights) != n_classes:
+        raise ValueError(f"{len(recipes[0].class_weights)} class weights for {n_classes} classes; give one for each")
     free = {"learning_rate": 1.0, "momentum": 0.0, "l2": 0.0, "dropout": 0.0, "label_smoothing": 0.0}
     if all(one.privacy for one in recipes):
+        if len({one.privacy.noisy_mean for one in recipes}) > 1:
+            raise ValueError("some recipes of this bank have a noisy mean and some have none; train them apart")
         free |= {"privacy": recipes[0].privacy, "batch_size": None, "epochs": 1, "average": 0.0}
     if len({dataclasses.replace(one, **free) for one in recipes}) > 1:
         raise ValueError(f"the recipes of one bank may differ in {', '.join(free)} only; train the others apart")
@@ -253,6 +265,14 @@ def _check_fault(fault, recipes):
         raise ValueError(f"fault='{fault}' is not known; choose one of {', '.join(dpsgd.FAULTS)}")
     if recipes[0].privacy is None:
         raise ValueError(f"fault='{fault}' is planted in private training; this recipe has privacy=None")
+
+
+def _check_center(recipe, center, start, structure_rows):
+    wanted = bool(recipe.privacy and recipe.privacy.noisy_mean)
+    if wanted != (center is not None):
+        raise ValueError("a recipe with noisy_mean needs a center, and a center such a recipe; see signatures.center")
+    if start is not None and len(start[0]) != structure_rows:
+        raise ValueError(f"the start's first kernel has {len(start[0])} rows for {structure_rows} features")
 
 
 def _checked_engine(engine, recipes, rows):
@@ -276,7 +296,7 @@ def _number(seed, m):
     return int(np.random.SeedSequence([seed, m, 5]).generate_state(1)[0]) >> 1
 
 
-def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, fault, keep, missing):
+def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, center, fault, keep, missing):
     """Train the missing models, and give each as it is finished."""
     if engine == "keras" and (fault or start is not None):
         raise ValueError("a fault or a start of one's own is for the study's own engines; leave engine='keras' out")
@@ -301,7 +321,7 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, f
         # One stream a model: start, batches, masks and noise of model m depend on (seed, m) alone.
         rng = np.random.Generator(np.random.SFC64([seed, m, 14]))
         return dpsgd.train_one(
-            patients, labels, members[m], recipes[m], mechanisms[recipes[m]], structure, rng, most, start
+            patients, labels, members[m], recipes[m], mechanisms[recipes[m]], structure, rng, most, start, center
         )
 
     def plain(m):
@@ -352,6 +372,7 @@ def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights)
             verbose=0,
             validation_data=watched,
             callbacks=_stop(recipe),
+            class_weight=dict(enumerate(recipe.class_weights)) if recipe.class_weights else None,
         )
     weights = model.get_weights() if with_weights else []
     return {"logits": models.predict(model, rows), **{f"weights_{i}": w for i, w in enumerate(weights)}}

@@ -39,6 +39,8 @@ class Mechanism:
     steps : int
     divisor : float
         What the noisy sum is divided by: the constant q n, with the nominal n.
+    mean_noise : float
+        Noise multiplier of one more release, the members' mean features, which centers them; 0 for none.
     same_mask : bool
         False plants a fault: norms are taken without dropout, as TF-Privacy's fast clipping does.
     fresh_batches : bool
@@ -50,8 +52,59 @@ class Mechanism:
     rate: float
     steps: int
     divisor: float
+    mean_noise: float = 0.0
     same_mask: bool = True
     fresh_batches: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Center:
+    """Where features are centered: at a noisy mean of the members, moved by what is public.
+
+    Attributes
+    ----------
+    lean : numpy.ndarray
+        (d,) public direction from the wanted origin to the mean of a cohort.
+    share : float
+        How far along it, squared: times the features' variance it gives the squared factor of `lean`.
+    radius : float
+        Bound R on the features' norms; longer ones are cut to it.
+    """
+
+    lean: np.ndarray
+    share: float
+    radius: float
+
+    def offset(self, members, noise_multiplier, n, rng):
+        """Spend one release on the members' mean, and say what to subtract from all features.
+
+        Parameters
+        ----------
+        members : numpy.ndarray
+            (m, d) features of the members.
+        noise_multiplier : float
+        n : int
+            Nominal number of members.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        numpy.ndarray
+            (d,)
+
+        Examples
+        --------
+        >>> center = Center(np.array([1.0, 0.0]), share=0.0, radius=2.0)
+        >>> center.offset(np.array([[3.0, 0.0], [1.0, 0.0]]), 0.0, 2, np.random.default_rng(0))
+        array([1.5, 0. ])
+        """
+        norms = np.linalg.norm(members, axis=1, keepdims=True)
+        cut = members * np.minimum(1, self.radius / np.maximum(norms, np.finfo(np.float32).tiny))
+        noise = noise_multiplier * self.radius / n
+        mean = cut.sum(axis=0) / n + noise * rng.standard_normal(members.shape[1])
+        # All profiles have the same norm, so their variance follows from the mean's; what the noise adds is taken off.
+        variance = max(self.radius**2 - mean @ mean + len(mean) * noise**2, 1.0)
+        return mean - np.sqrt(self.share * variance) * self.lean
 
 
 # What can go wrong in DP-SGD without anything looking wrong. Planted on purpose, to show that an audit notices it.
@@ -234,7 +287,7 @@ def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, av
     return run
 
 
-def train_one(patients, labels, members, recipe, mechanism, structure, rng, padded=None, start=None):
+def train_one(patients, labels, members, recipe, mechanism, structure, rng, padded=None, start=None, center=None):
     """Train one model by DP-SGD and return its logits for all rows and its weights.
 
     Parameters
@@ -255,6 +308,9 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         Number of members to pad to, so that all models of a bank share one compiled function.
     start : list of numpy.ndarray, optional
         Weights on genes to start from, in Keras' order; by default drawn from `rng`.
+    center : Center, optional
+        With a mechanism that pays for a mean: train on features centered by it, in gene space only. The weights that
+        come back are for features as they were.
 
     Returns
     -------
@@ -273,9 +329,13 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
     >>> train_one(patients, np.arange(40) % 2, np.arange(40) < 20, recipe, mechanism, structure, rng)[0].shape
     (40, 2)
     """
-    who = np.flatnonzero(members)
+    who, dtype = np.flatnonzero(members), patients.rows.dtype
+    offset = np.zeros(patients.rows.shape[1], dtype)
+    if mechanism.mean_noise:
+        offset = center.offset(patients.rows[who], mechanism.mean_noise, mechanism.divisor / mechanism.rate, rng)
+        offset = offset.astype(dtype)
+        patients = dataclasses.replace(patients, rows=patients.rows - offset)
     space = _space(patients, who, padded or len(who))
-    dtype = patients.rows.dtype
     begun = (
         _draw_start(structure, space.inputs.shape[1], rng) if start is None else [_into(start[0], space), *start[1:]]
     )
@@ -285,6 +345,8 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         rows = np.zeros((1, len(space.inputs)), np.int32)  # only its width counts: a full batch is not gathered
     filled = np.concatenate([labels[who], np.zeros(len(space.inputs) - len(who), labels.dtype)]).astype(np.int32)
     importance = np.ones(len(filled), dtype)
+    if recipe.class_weights:
+        importance = np.asarray(recipe.class_weights, dtype)[filled]
     first_averaged = mechanism.steps - averaged_steps(recipe, mechanism.steps)
     hyper = {
         "rate": dtype.type(recipe.learning_rate), "momentum": dtype.type(recipe.momentum), "l2": dtype.type(recipe.l2),
@@ -321,7 +383,7 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
 
     def weights():
         if patients.inner is None:
-            return trained
+            return [trained[0], trained[1] - offset @ trained[0], *trained[2:]]
         first = _on_genes(patients, space, trained[0], outside, spread, rng)
         if known is not None:
             first += known - space.axes.T @ _into(known, space)[: len(space.axes)]

@@ -398,6 +398,8 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     filled = np.concatenate([who, np.repeat(who[:1], n_padded - len(who))])
     dtype = patients.rows.dtype
     rows, weight = _steps(*batches, steps_padded, recipe.batch_size or n_padded, dtype)
+    if recipe.class_weights:
+        weight = weight * np.asarray(recipe.class_weights, dtype)[labels[filled]][rows]
     if in_row_space:
         on_genes = start[0].shape[0] == patients.rows.shape[1] != patients.coordinates.shape[1]
         begun = (patients.rows if on_genes else patients.coordinates) @ start[0]

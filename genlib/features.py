@@ -6,14 +6,15 @@ Nothing here uses one patient's values to change another's, so the preprocessing
 import warnings
 
 import numpy as np
+import pandas as pd
 import scipy.special
 import scipy.stats
 
 from genlib import panels
 
 
-def transform(cohort, kind="rank", panel=None):
-    """Turn a cohort's expression into features, each patient by itself.
+def transform(cohort, kind="rank", panel=None, reference=None):
+    """Turn a cohort's expression into features, each patient by itself or by a reference that is public.
 
     Parameters
     ----------
@@ -22,8 +23,11 @@ def transform(cohort, kind="rank", panel=None):
         ``"rank"``: normal scores Phi^-1((rank - 1/2) / d) of the ranks within the patient's own profile, ties at their
         mean rank. ``"log2"``: the values as they are. ``"unit"``: each profile divided by its Euclidean norm.
     panel : str or sequence of str, optional
-        A published panel by name (``"pam50"``) or a list of gene symbols; all genes of the study by default. Ranks and
-        norms are then taken within the panel.
+        A published panel by name (``"pam50"``), a gene set of a GMT file (see `genlib.panels.read`) or a list of gene
+        symbols; all genes of the study by default. Ranks and norms are then taken within the panel.
+    reference : pandas.DataFrame, optional
+        Columns mean and sd, one row a gene symbol, from a publication or from another cohort (see `reference_of`):
+        every gene is centered and scaled by it instead of by the patients' own values.
 
     Returns
     -------
@@ -33,7 +37,7 @@ def transform(cohort, kind="rank", panel=None):
     Raises
     ------
     ValueError
-        When `kind` is unknown, or the panel is (see `find_panel`).
+        When `kind` is unknown, or the panel is (see `find_panel`), or the reference lacks a gene.
 
     Examples
     --------
@@ -45,18 +49,64 @@ def transform(cohort, kind="rank", panel=None):
     if kind not in ("rank", "log2", "unit"):
         raise ValueError(f"kind='{kind}' is not known; choose 'rank', 'log2' or 'unit'")
     if panel is None:
-        values = cohort.expression
+        values, symbols = cohort.expression, cohort.genes
     else:
         columns, missing = find_panel(cohort, panel)
         if missing:
             warnings.warn(f"{len(missing)} genes of the panel are not in {cohort.name}: {missing}", stacklevel=2)
-        values = np.asarray(cohort.data.X[:, columns])
+        values, symbols = np.asarray(cohort.data.X[:, columns]), cohort.data.var_names[columns]
     if kind == "rank":
-        return rank_scores(values)
+        values = rank_scores(values)
     if kind == "unit":
         norms = np.linalg.norm(values, axis=1, keepdims=True)
-        return (values / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-    return values.astype(np.float32)
+        values = values / np.maximum(norms, np.finfo(np.float32).tiny)
+    return _by_reference(values.astype(np.float32), list(symbols), reference)
+
+
+def _by_reference(values, symbols, reference):
+    if reference is None:
+        return values
+    former = panels.former_symbols()
+    found = [next((s for s in (gene, *former.get(gene, ())) if s in reference.index), None) for gene in symbols]
+    if None in found:
+        missing = [gene for gene, name in zip(symbols, found, strict=True) if name is None]
+        raise ValueError(
+            f"{len(missing)} of {len(symbols)} genes are not in the reference: {', '.join(missing[:10])}; choose a "
+            "panel that it covers"
+        )
+    mean, sd = (reference.loc[found, column].to_numpy(np.float32) for column in ("mean", "sd"))
+    if not (np.isfinite(mean).all() and np.isfinite(sd).all() and (sd > 0).all()):
+        raise ValueError("the reference holds missing values, or an sd that is not above 0")
+    return (values - mean) / sd
+
+
+def reference_of(cohort, kind="rank", panel=None):
+    """Mean and standard deviation of every gene in a cohort, to center and scale *another* cohort by.
+
+    Taken from the very cohort that trains, it lets patients change each other's features, which no guarantee covers.
+
+    Parameters
+    ----------
+    cohort, kind, panel
+        As in `transform`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns mean and sd, one row a gene symbol.
+
+    Examples
+    --------
+    >>> from genlib import cohorts
+    >>> cohort = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=2, seed=0)
+    >>> other = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=2, seed=1)
+    >>> transform(cohort, panel="pam50", reference=reference_of(other, panel="pam50")).shape
+    (60, 50)
+    """
+    values = transform(cohort, kind, panel)
+    symbols = cohort.genes if panel is None else cohort.data.var_names[find_panel(cohort, panel)[0]]
+    sd = np.maximum(values.std(axis=0), np.finfo(np.float32).tiny)
+    return pd.DataFrame({"mean": values.mean(axis=0), "sd": sd}, index=list(symbols))
 
 
 def rank_scores(values):

@@ -167,6 +167,8 @@ def dp_model(recipe, n_features, n_classes, n, seed, clipping="fast"):
     sigma = privacy.calibrate(recipe, n)
     if recipe.optimizer != "sgd" or recipe.l2 or recipe.average:
         raise ValueError("private training by TF-Privacy takes optimizer='sgd', l2=0 and average=0")
+    if recipe.class_weights or recipe.privacy.noisy_mean:
+        raise ValueError("class weights and noisy means are not known to TF-Privacy's model; use another engine")
     if recipe.label_smoothing:
         raise ValueError(f"label_smoothing={recipe.label_smoothing}: private training does not know it; set it to 0")
     options = {"l2_norm_clip": recipe.privacy.clip_norm, "noise_multiplier": sigma, "use_xla": False}

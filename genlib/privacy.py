@@ -170,6 +170,18 @@ def steps_of(recipe, n):
     return recipe.epochs * math.ceil(1 / rate_of(recipe, n) - 1e-9)
 
 
+def releases_of(recipe, n):
+    """Number of noisy sums that a recipe takes from its patients: one a step, and one for a noisy mean.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Privacy, Recipe
+    >>> releases_of(Recipe(epochs=30, batch_size=None, privacy=Privacy(3.0, noisy_mean=True)), n=384)
+    31
+    """
+    return steps_of(recipe, n) + recipe.privacy.noisy_mean
+
+
 def calibrate(recipe, n):
     """Smallest noise multiplier with which a recipe keeps its promise, to three parts in a thousand.
 
@@ -201,7 +213,7 @@ def calibrate(recipe, n):
     rate, wanted = rate_of(recipe, n), recipe.privacy
     if wanted.delta >= 1 / n:
         raise ValueError(f"delta={wanted.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
-    return _calibrated(wanted.epsilon, wanted.delta, steps_of(recipe, n), rate)
+    return _calibrated(wanted.epsilon, wanted.delta, releases_of(recipe, n), rate)
 
 
 @functools.lru_cache(maxsize=256)
@@ -249,11 +261,12 @@ def mechanism(recipe, n):
     if recipe.optimizer != "sgd":
         raise ValueError(f"optimizer='{recipe.optimizer}': private training takes optimizer='sgd'")
     clip_norm, rate = recipe.privacy.clip_norm, rate_of(recipe, n)
-    noise = calibrate(recipe, n) * clip_norm
-    return dpsgd.Mechanism(clip_norm, noise, rate, steps_of(recipe, n), divisor=rate * n)
+    sigma = calibrate(recipe, n)
+    mean_noise = sigma if recipe.privacy.noisy_mean else 0.0
+    return dpsgd.Mechanism(clip_norm, sigma * clip_norm, rate, steps_of(recipe, n), rate * n, mean_noise)
 
 
-def release(features, labels, recipe, n, class_count=None):
+def release(features, labels, recipe, n, start=None, center=None):
     """Train one private model on all patients, with noise that nobody can repeat, and return it for release.
 
     Batches, start, masks and noise come from the operating system's entropy; no seed is written and nothing is kept on
@@ -270,8 +283,8 @@ def release(features, labels, recipe, n, class_count=None):
         Private; its noise is calibrated for its epsilon.
     n : int
         Nominal number of patients: a public, round figure rather than the exact count.
-    class_count : int, optional
-        Number k of classes; public. By default the largest label and one.
+    start, center
+        Public knowledge, as in `genlib.bank.train`.
 
     Returns
     -------
@@ -295,13 +308,16 @@ def release(features, labels, recipe, n, class_count=None):
     ((None, 2), '(epsilon, delta) = (3.00,')
     """
     features, labels = np.ascontiguousarray(features, np.float32), np.asarray(labels)
-    k = class_count or int(labels.max()) + 1
+    k = int(labels.max()) + 1
     planned = mechanism(recipe, n)
     structure = engine.structure_for(recipe, features.shape[1], k)
-    patients = engine.prepare(features, in_row_space=len(features) < features.shape[1])
+    in_row_space = len(features) < features.shape[1] and center is None
+    patients = engine.prepare(features, in_row_space)
     rng = np.random.Generator(np.random.SFC64())
     everybody = np.ones(len(labels), bool)
-    _, weights = dpsgd.train_one(patients, labels, everybody, recipe, planned, structure, rng)
+    _, weights = dpsgd.train_one(
+        patients, labels, everybody, recipe, planned, structure, rng, start=start, center=center
+    )
     model = models.build(recipe, features.shape[1], k, seed=0)
     model.set_weights(weights())
     return model, statement(recipe, n, released=True)
@@ -334,7 +350,8 @@ def statement(recipe, n, panel=None, released=False):
     if recipe.privacy is None:
         return "No privacy guarantee: the model was trained without differential privacy."
     privacy, sigma, steps, rate = recipe.privacy, calibrate(recipe, n), steps_of(recipe, n), rate_of(recipe, n)
-    reached = accountant_epsilon(sigma, steps, privacy.delta, rate)
+    reached = accountant_epsilon(sigma, releases_of(recipe, n), privacy.delta, rate)
+    mean = " and one noisy mean of the features," if privacy.noisy_mean else ""
     genes = f"the published {panel} panel" if panel else "all genes that were given"
     batches = "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}"
     noise = (
@@ -346,9 +363,9 @@ def statement(recipe, n, panel=None, released=False):
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
         f"training with any one patient or without gives models that are hard to tell apart. It covers the {steps} "
-        f"gradient steps ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally {n} "
-        "members), accounted for by dp_accounting's privacy loss distributions. The preprocessing is per patient or "
-        f"public and costs nothing. Features are {genes}. Not covered: the choice of hyperparameters; the choice of "
+        f"gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
+        f"{n} members), accounted for by dp_accounting's privacy loss distributions. The preprocessing is per patient "
+        f"or public and costs nothing. Features are {genes}. Not covered: the choice of hyperparameters; the choice of "
         "the cohort's genes by variance and missing values; labels that were called by comparing patients with one "
         "another; the class list and the nominal number of members, which are taken as public; floating-point "
         f"rounding and the random number generator. {noise}"

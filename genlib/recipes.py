@@ -20,6 +20,8 @@ class Privacy:
         Chance with which the epsilon may fail, above 0 and below 1/n (checked once n is known).
     clip_norm : float
         Bound C on the Euclidean norm of each patient's gradient.
+    noisy_mean : bool
+        Spend one release, like one step, on the mean of the members' features, to center them.
     neighbors : {"add-or-remove"}
         What the guarantee compares: training with one patient and without.
 
@@ -31,7 +33,7 @@ class Privacy:
     Examples
     --------
     >>> Privacy(epsilon=3.0)
-    Privacy(epsilon=3.0, delta=1e-05, clip_norm=1.0, neighbors='add-or-remove')
+    Privacy(epsilon=3.0, delta=1e-05, clip_norm=1.0, noisy_mean=False, neighbors='add-or-remove')
     >>> Privacy(epsilon=0)
     Traceback (most recent call last):
     ValueError: epsilon=0: must be a finite number above 0; ...
@@ -40,6 +42,7 @@ class Privacy:
     epsilon: float
     delta: float = 1e-5
     clip_norm: float = 1.0
+    noisy_mean: bool = False
     neighbors: str = NEIGHBORS
 
     def __post_init__(self):
@@ -78,6 +81,8 @@ class Recipe:
         Share of hidden units dropped while training, from 0 to below 1.
     label_smoothing : float
         Share a of the target that is spread evenly over all classes, from 0 to below 1.
+    class_weights : tuple of float, optional
+        Weight of each class's loss. With privacy from published prevalence, never from the members' own counts.
     patience : int
         0: no early stopping. Else training ends when the loss on *reserved* patients has not fallen for so many
         epochs, and the best weights are kept.
@@ -111,12 +116,17 @@ class Recipe:
     l2: float = 0.0
     dropout: float = 0.0
     label_smoothing: float = 0.0
+    class_weights: tuple | None = None
     patience: int = 0
     average: float = 0.0
     privacy: Privacy | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.class_weights is not None:
+            object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
+            if not all(weight >= 0 and math.isfinite(weight) for weight in self.class_weights):
+                raise ValueError(f"class_weights={self.class_weights}: must be finite numbers of at least 0")
         if self.optimizer not in ("sgd", "adam"):
             raise ValueError(f"optimizer='{self.optimizer}' is not known; choose 'sgd' or 'adam'")
         for name in ("epochs", "batch_size"):
@@ -136,6 +146,10 @@ class Recipe:
             raise ValueError(f"average={self.average}: must be at least 0 and at most 1")
         if self.average and not self.privacy:
             raise ValueError(f"average={self.average}: only private training averages its weights; set it to 0")
+        if self.privacy and self.privacy.noisy_mean and self.batch_size is not None:
+            raise ValueError(
+                f"batch_size={self.batch_size} with noisy_mean: it is accounted for with full batches only"
+            )
         if self.privacy and self.patience:
             raise ValueError("early stopping is not covered by the guarantee; set patience=0 or privacy=None")
 
