@@ -309,7 +309,8 @@ def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
     """
     logits, labels, members = _checked(logits, labels, members)
     _refuse_unknown("variant", [variant], ("online", "offline"))
-    p = np.exp(_log_likelihood(logits, labels))
+    log_p = _log_likelihood(logits, labels)
+    p = np.exp(log_p)
     if shadows is None:
         known, known_members, leave_out = p, members, True
     else:
@@ -326,14 +327,19 @@ def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
             f"{fewest}; train at least {2 * FEWEST_SHADOWS + 2} models in twins"
         )
     if variant == "online":
-        return _share_below(np.log(p) - np.log((inside + outside) / 2), gamma)
+        return _share_below(log_p - _log((inside + outside) / 2), gamma)
     constants = _offline_constants(known, known_members, len(p), leave_out, gamma)[:, None]
-    return _share_below(np.log(p) - np.log(((1 + constants) * outside + 1 - constants) / 2), gamma)
+    return _share_below(log_p - _log(((1 + constants) * outside + 1 - constants) / 2), gamma)
 
 
 def _log_likelihood(logits, labels):
     logs = log_softmax(np.asarray(logits, np.float64), axis=2)
     return np.take_along_axis(logs, np.asarray(labels)[None, :, None], axis=2)[:, :, 0]
+
+
+def _log(p):
+    # A likelihood that all reference models round to 0 counts as the smallest number that can be written.
+    return np.log(np.maximum(p, np.finfo(float).tiny))
 
 
 def _share_below(log_ratio, gamma):
@@ -361,7 +367,7 @@ def _offline_constants(p, members, n_targets, leave_out, gamma):
         with np.errstate(invalid="ignore"):
             outside = (p[rest] * outside_members).sum(axis=0) / outside_members.sum(axis=0)
         mixed = ((1 + grid[:, None]) * outside + 1 - grid[:, None]) / 2
-        shares = _share_below(np.log(p[player]) - np.log(mixed), gamma)
+        shares = _share_below(_log(p[player]) - _log(mixed), gamma)
         best.append(grid[int(np.argmax([_auc(share, members[player]) for share in shares]))])
     return np.array(best)
 

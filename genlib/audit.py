@@ -19,6 +19,62 @@ STATEMENTS = (
 TWIN_BITS = 20  # independent draws look like twins throughout with a chance of one in a million
 
 
+CANARIES = ("mislabeled patient", "random profile", "outlier", "outlier that the start knows")
+# How far an outlier lies out in its own direction: far enough that a step which did not clip it would be seen.
+REACH = 500.0
+
+
+def plant(features, labels, fixed, held_out, seed):
+    """Put four canary patients behind the patients that are in every model.
+
+    Canaries are patients whose presence is as easy to see as can be: a guarantee has to hold for them too. A mislabeled
+    patient pulls against everybody; a random profile lies in no class; an outlier is alone in a gene direction of its
+    own, so that nothing but clipping bounds its pull. For the last one, label it as the public start of the models
+    names it (see notebook 06): its gradient is small until dropout hides what it rests on.
+
+    Parameters
+    ----------
+    features : numpy.ndarray
+        (n, d).
+    labels : numpy.ndarray
+        (n,) int.
+    fixed : numpy.ndarray
+        (n,) bool, the patients that are in every model.
+    held_out : int
+        Patient to be mislabeled; one that is not fixed.
+    seed : int
+        Of the random profile.
+
+    Returns
+    -------
+    features : numpy.ndarray
+        (fixed + 4, d + 2) float32: two directions are the outliers' own, and 0 for everybody else.
+    labels : numpy.ndarray
+        (fixed + 4,)
+
+    Raises
+    ------
+    ValueError
+        When the patient to be mislabeled is among the fixed.
+
+    Examples
+    --------
+    >>> x, y = plant(np.ones((6, 3)), np.array([0, 0, 0, 1, 1, 1]), np.arange(6) < 5, held_out=5, seed=0)
+    >>> x.shape, int(y[5])
+    ((9, 5), 0)
+    """
+    if fixed[held_out]:
+        raise ValueError(f"held_out={held_out}: this patient is in every model; choose one that is not fixed")
+    n, d = int(fixed.sum()), features.shape[1]
+    planted = np.zeros((n + len(CANARIES), d + 2), np.float32)
+    planted[:n, :d] = features[fixed]
+    planted[n, :d] = features[held_out]
+    planted[n + 1, :d] = np.random.default_rng([seed, 17]).standard_normal(d)
+    planted[n + 2, d], planted[n + 3, d + 1] = REACH, REACH
+    wrong = (labels[held_out] + 1) % (int(labels.max()) + 1)
+    return planted, np.r_[labels[fixed], wrong, 0, 0, 0]
+
+
 def many_runs(statistics, included, delta, confidence=CONFIDENCE):
     """Lower bound on epsilon from many models, each of which includes a canary or not by the toss of a coin.
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 from genlib import engine
 
 # Batches are padded to this quantile of their size, so that one compiled function serves nearly all of them.
-PADDING_QUANTILE = 0.9999
+PADDING_QUANTILE = 0.999999
 NOISE_CHUNK = 16_000_000  # numbers of noise held at once by one model, 64 MB
 
 
@@ -143,7 +143,7 @@ def draw_batches(n, steps, rate, rng, fresh=True):
     --------
     >>> rows, sizes = draw_batches(1000, steps=5, rate=0.05, rng=np.random.default_rng(0))
     >>> rows.shape, bool(abs(sizes.mean() - 50) < 10)
-    ((5, 77), True)
+    ((5, 86), True)
     """
     if rate >= 1:
         # One row that all steps share.
@@ -163,7 +163,7 @@ def width(n, rate):
     Examples
     --------
     >>> width(384, 1.0), width(384, 1 / 12)
-    (384, 54)
+    (384, 60)
     """
     return n if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, rate))
 
@@ -214,7 +214,7 @@ def clipped_sum(
     """
 
     def errors_of(mask):
-        first = x @ weights[0]
+        first = tf.matmul(x, weights[0])
         with tf.GradientTape() as tape:
             tape.watch(first)
             logits, dense = engine.forward(structure, first, weights[1:], mask, step)
@@ -241,9 +241,44 @@ def clipped_sum(
     return sums, norms
 
 
+def applied_norms(structure, x, labels, weights, clip_norm, keep, seed, same_mask=True):
+    """Norms of the gradients that are really applied, one patient at a time, each with dropout masks of its own.
+
+    Parameters
+    ----------
+    structure, x, labels, weights, same_mask
+        As in `clipped_sum`.
+    clip_norm : float
+    keep : float
+        Share of units that dropout keeps.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,); at most the clip norm, but for rounding, unless a fault was planted.
+
+    Examples
+    --------
+    >>> softmax = engine.Structure((("dense", "linear"),), ((4, 2),), (1.0,))
+    >>> weights = [np.zeros((4, 2), np.float32), np.zeros(2, np.float32)]
+    >>> applied_norms(softmax, np.full((1, 4), 9, np.float32), np.array([1]), weights, 1.0, keep=1.0, seed=0).round(4)
+    array([1.], dtype=float32)
+    """
+    one, mask = np.ones(1, x.dtype), {"keep": x.dtype.type(keep), "seed": np.int32(seed)}
+    sums = [
+        clipped_sum(
+            structure, x[i : i + 1], np.int32(labels[i : i + 1]), weights, x.dtype.type(clip_norm), one, mask, i,
+            same_mask=same_mask,
+        )[0]
+        for i in range(len(x))
+    ]  # fmt: skip
+    return np.array([tf.linalg.global_norm(parts).numpy() for parts in sums])
+
+
 @functools.lru_cache(maxsize=64)
-def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, averaging):
-    """One XLA function a structure; it runs from one step to another, with the noise of those steps."""
+def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, averaging, shapes):
+    """One XLA function a structure and set of shapes; it runs from one step to another, with their noise."""
 
     def step_once(step, begin, state, data, hyper):
         weights, speeds, sums = state
@@ -356,7 +391,7 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
     }  # fmt: skip
     run = _compiled(
         structure, mechanism.rate >= 1, recipe.dropout > 0, recipe.label_smoothing > 0, mechanism.same_mask,
-        recipe.momentum > 0, recipe.average > 0,
+        recipe.momentum > 0, recipe.average > 0, (space.inputs.shape, rows.shape, len(sizes)),
     )  # fmt: skip
     state = (begun, [np.zeros_like(w) for w in begun], [np.zeros_like(w) for w in begun])
     size = sum(w.size for w in begun)

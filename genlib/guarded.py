@@ -55,6 +55,55 @@ def refuse_unclipped(model):
             raise ValueError(f"{where}: it is used more than once, so its norm is not the sum of its parts; {way_out}")
 
 
+def applied_norms(recipe, features, labels, weights, clip_norm, seed):
+    """Norms of the gradients that TF-Privacy's fast clipping really applies, one patient at a time, without noise.
+
+    For a model with dropout, which `refuse_unclipped` refuses, they are not bounded by the clip norm.
+
+    Parameters
+    ----------
+    recipe : genlib.recipes.Recipe
+        Its architecture and dropout.
+    features : numpy.ndarray
+        (n, d) float32.
+    labels : numpy.ndarray
+        (n,) int.
+    weights : list of numpy.ndarray
+        Where the gradients are taken, in Keras' order.
+    clip_norm : float
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,)
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> x, weights = np.ones((2, 4), np.float32), [np.zeros((4, 2), np.float32), np.zeros(2, np.float32)]
+    >>> applied_norms(Recipe("softmax"), x, np.array([0, 1]), weights, clip_norm=1.0, seed=0).round(4)
+    array([1., 1.])
+    """
+    registry = layer_registry.make_default_layer_registry()
+    model = models.build(
+        recipe, features.shape[1], len(weights[-1]), seed, DPModel, l2_norm_clip=clip_norm, noise_multiplier=0.0,
+        layer_registry=registry,
+    )  # fmt: skip
+    reduced = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    model.compile(tf.keras.optimizers.SGD(1.0), reduced)
+    norms = []
+    # TF-Privacy's first step warns of a library function that AutoGraph leaves as it is, which is right.
+    tf.get_logger().setLevel("ERROR")
+    for i in range(len(features)):
+        model.set_weights(weights)
+        model.train_on_batch(features[i : i + 1], labels[i : i + 1])
+        moved = [after - before for after, before in zip(model.get_weights(), weights, strict=True)]
+        norms.append(np.sqrt(sum((part.astype(float) ** 2).sum() for part in moved)))
+    tf.get_logger().setLevel("WARNING")
+    return np.array(norms)
+
+
 class FullBatchDPModel(DPModel):
     """TF-Privacy's `DPModel` that trains on full batches only and never past its budget.
 

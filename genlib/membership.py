@@ -165,6 +165,33 @@ def bernoulli(n, n_models, seed, reserved=None):
     return np.stack([first & eligible, ~first & eligible], axis=1).reshape(n_models, n)
 
 
+def canaries(n_fixed, n_canaries, n_models, seed):
+    """Members of an audit: the same patients in all models, and canaries that come and go by themselves.
+
+    Parameters
+    ----------
+    n_fixed : int
+        Patients that are in every model; the first rows.
+    n_canaries : int
+        Rows behind them, each in each model with probability 1/2, independent of all else. No twins: an audit takes the
+        models as independent.
+    n_models : int
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n_fixed + n_canaries) bool.
+
+    Examples
+    --------
+    >>> canaries(2, 1, n_models=4, seed=0)[:, :2].all()
+    True
+    """
+    drawn = np.random.default_rng([seed, 16]).random((n_models, n_canaries)) < 0.5
+    return np.hstack([np.ones((n_models, n_fixed), bool), drawn])
+
+
 def by_site(sites, n_models, seed):
     """Split the hospitals in half for many models, in pairs of complement twins: non-members come from other hospitals.
 

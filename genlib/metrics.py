@@ -7,6 +7,7 @@ number of answers that a patient and a pair give is random together, not answer 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from scipy.stats import norm
 
 CONFIDENCE = 0.95
 FPR_LEVELS = (0.1, 0.01, 0.001)
@@ -302,6 +303,34 @@ def _supported(row, limit, answers, support):
     if row["note"]:
         row |= {"estimate": np.nan, "low": np.nan, "high": np.nan}
     return row
+
+
+def bonferroni_low(table, n_statements=None):
+    """Lower ends of intervals that hold for many statements together.
+
+    A bootstrap has too few draws in its far tail, so the interval is widened as that of a normal estimate would be.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns estimate and low, the latter at the usual `CONFIDENCE`.
+    n_statements : int, optional
+        How many statements hold together; by default one a row.
+
+    Returns
+    -------
+    numpy.ndarray
+        (rows,)
+
+    Examples
+    --------
+    >>> bonferroni_low(pd.DataFrame({"estimate": [0.5], "low": [0.4]}), n_statements=10).round(3)
+    array([0.357])
+    """
+    miss = 1 - CONFIDENCE
+    wider = norm.ppf(1 - miss / 2 / (n_statements or len(table))) / norm.ppf(1 - miss / 2)
+    estimate, low = table["estimate"].to_numpy(float), table["low"].to_numpy(float)
+    return estimate - wider * (estimate - low)
 
 
 def utility_table(logits, labels, judged, class_names=None, n_bootstrap=500, seed=0, level=CONFIDENCE):

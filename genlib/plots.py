@@ -287,6 +287,39 @@ def trade_off_points(table, hue, label, xlabel, ylabel, chance=None):
     return figure
 
 
+def audited(table, promise, power):
+    """Draw what an audit found for each run: one marker a canary, beside the promise and the most it could have found.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns run, canary, estimate: a lower bound on epsilon.
+    promise, power : float
+        Promised epsilon, and the largest bound that so many models can show.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"run": ["correct"], "canary": ["outlier"], "estimate": [0.0]})
+    >>> audited(table, 1.0, 3.0).axes[0].get_xlabel()
+    'lower bound on epsilon'
+    """
+    runs = list(dict.fromkeys(table["run"]))
+    names = list(dict.fromkeys(table["canary"]))
+    figure, axes = plt.subplots(figsize=(8.0, 0.4 * len(runs) + 1.2))
+    axes.axvline(promise, color="black", lw=1.2, label="promise")
+    axes.axvline(power, color="0.6", lw=0.8, ls=":", label="most it can show")
+    for i, (name, one) in enumerate(look(names).items()):
+        part = table[table["canary"] == name]
+        place = [runs.index(run) + 0.12 * (i - (len(names) - 1) / 2) for run in part["run"]]
+        axes.plot(part["estimate"], place, ls="", marker=one["marker"], color=one["color"], ms=6, label=name)
+    axes.set_yticks(range(len(runs)), runs)
+    axes.invert_yaxis()
+    axes.set(xlabel="lower bound on epsilon", xlim=(-0.1, None))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def lines(table, xlabel, ylabel):
     """Draw one line a column over the table's index, both axes logarithmic.
 

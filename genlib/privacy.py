@@ -351,7 +351,7 @@ def statement(recipe, n, panel=None, released=False):
         return "No privacy guarantee: the model was trained without differential privacy."
     privacy, sigma, steps, rate = recipe.privacy, calibrate(recipe, n), steps_of(recipe, n), rate_of(recipe, n)
     reached = accountant_epsilon(sigma, releases_of(recipe, n), privacy.delta, rate)
-    mean = " and one noisy mean of the features," if privacy.noisy_mean else ""
+    mean = " and one noisy mean of the features" if privacy.noisy_mean else ""
     genes = f"the published {panel} panel" if panel else "all genes that were given"
     batches = "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}"
     noise = (

@@ -55,7 +55,7 @@ def load(cohort, panel="pam50"):
     >>> cohort = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0)
     >>> load(cohort)
     Traceback (most recent call last):
-    ValueError: no published centroid of pam50 for class Class 1, Class 2, ...
+    ValueError: no published centroid of pam50 for class class A, class B, ...
     """
     path = panels.DATA / f"{panel.lower()}.centroids.tsv"
     if not path.exists():

@@ -7,7 +7,7 @@ from genlib.recipes import Privacy, Recipe
 CHANGED = {
     "architecture": "softmax", "hidden": (8,), "epochs": 7, "batch_size": None, "optimizer": "adam", "l2": 0.1,
     "learning_rate": 0.5, "momentum": 0.5, "dropout": 0.1, "label_smoothing": 0.1, "patience": 3,
-    "privacy": Privacy(1.0),
+    "class_weights": (1.0, 2.0), "average": 0.5, "privacy": Privacy(1.0),
 }  # fmt: skip
 
 
@@ -17,13 +17,14 @@ def test_every_field_is_tried_below():
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_every_field_counts_in_the_digest(name):
-    assert dataclasses.replace(Recipe(), **{name: CHANGED[name]}).digest() != Recipe().digest()
+    base = Recipe(privacy=Privacy(2.0)) if name == "average" else Recipe()
+    assert dataclasses.replace(base, **{name: CHANGED[name]}).digest() != base.digest()
 
 
-@pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"delta": 1e-6}, {"clip_norm": 2.0}])
+@pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"delta": 1e-6}, {"clip_norm": 2.0}, {"noisy_mean": True}])
 def test_so_does_every_field_of_the_guarantee(change):
-    private = Recipe(privacy=Privacy(1.0))
-    other = Recipe(privacy=dataclasses.replace(Privacy(1.0), **change))
+    private = Recipe(batch_size=None, privacy=Privacy(1.0))
+    other = Recipe(batch_size=None, privacy=dataclasses.replace(Privacy(1.0), **change))
     assert private.digest() != other.digest()
 
 
@@ -42,6 +43,10 @@ def test_so_does_every_field_of_the_guarantee(change):
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"l2": -1}, "l2=-1"),
         ({"patience": -1}, "patience=-1"),
+        ({"average": 0.5}, "only private training averages"),
+        ({"average": 1.5, "privacy": Privacy(1.0)}, "average=1.5"),
+        ({"class_weights": (1.0, -1.0)}, "class_weights"),
+        ({"privacy": Privacy(1.0, noisy_mean=True)}, "batch_size=32 with noisy_mean"),
         ({"patience": 2, "privacy": Privacy(1.0)}, "early stopping is not covered"),
     ],
 )
