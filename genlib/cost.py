@@ -22,7 +22,7 @@ def measure(what, threads=None, **options):
     Parameters
     ----------
     what : str
-        Name of a measurement below: ``"bank"``, ``"basis"`` or ``"products"``.
+        Name of a measurement below: ``"bank"``, ``"private_bank"``, ``"steps"``, ``"basis"`` or ``"products"``.
     threads : int, optional
         Threads that TensorFlow may use for one operation; its own choice (all cores) by default.
     **options
@@ -100,6 +100,117 @@ def basis(n_genes=20_000, n_patients=N_PATIENTS):
     return {"seconds": time.perf_counter() - start}
 
 
+def private_bank(kind="private", n_models=32, n_genes=20_000, batch_size=None, steps=60, n_patients=N_PATIENTS):
+    """Seconds that a bank of privately trained models takes, and what of it is clipping and noise.
+
+    Parameters
+    ----------
+    kind : {"plain", "same form", "clipped", "private"}
+        Without privacy, as notebook 03 trains; in the form of private training, but without clipping and noise; with
+        clipping but no noise; with both.
+    n_models, n_genes, steps, n_patients : int
+    batch_size : int, optional
+        Mean size of Poisson batches; full batches by default.
+
+    Examples
+    --------
+    >>> private_bank(n_models=2, n_genes=900, steps=2)["n_models"]
+    2
+    """
+    from genlib import bank as banks
+    from genlib import membership
+    from genlib.recipes import Privacy, Recipe
+
+    features, labels = _patients(n_patients, n_genes)
+    nominal = n_patients // 2
+    epochs = steps if batch_size is None else max(1, steps * batch_size // nominal)
+    promise = None if kind == "plain" else Privacy(1.0)
+    recipe = Recipe("mlp", (256,), epochs, batch_size, learning_rate=0.001, momentum=0.9, privacy=promise)
+    members = membership.paired_halves(np.zeros(n_patients, int), n_models, seed=0)
+    options = {"progress": False}
+    if promise:
+        left_out = {"same form": "no clipping, no noise", "clipped": "no noise", "private": None}
+        options |= {"n": nominal, "fault": left_out[kind]}
+    banks.train(features, labels, members[:2], recipe, 1, **options)
+    start = time.perf_counter()
+    banks.train(features, labels, members, recipe, 0, **options)
+    return {"seconds": time.perf_counter() - start, "n_models": n_models}
+
+
+def steps(path, n_genes=20_000, batch_size=64, n_steps=5):
+    """Seconds of a few training steps of one model on genes, by a library's own way of clipping each patient.
+
+    Parameters
+    ----------
+    path : {"keras", "fast", "slow", "vectorized", "opacus"}
+        Keras without privacy; TF-Privacy's fast clipping, its slow path, its vectorized optimizer; Opacus' ghost
+        clipping, where Opacus is installed.
+    n_genes, batch_size, n_steps : int
+
+    Examples
+    --------
+    >>> steps("keras", n_genes=50, n_steps=1)["seconds"] > 0
+    True
+    """
+    features, labels = _patients(batch_size, n_genes)
+    step = _opacus_step(n_genes) if path == "opacus" else _tensorflow_step(path, n_genes)
+    step(features, labels)
+    start = time.perf_counter()
+    for _ in range(n_steps):
+        step(features, labels)
+    return {"seconds": time.perf_counter() - start, "n_models": 1, "n_steps": n_steps}
+
+
+def _tensorflow_step(path, n_genes):
+    import tensorflow as tf
+    from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
+    from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPModel
+    from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized as vectorized
+
+    from genlib import models
+    from genlib.recipes import Recipe
+
+    private = {"l2_norm_clip": 1.0, "noise_multiplier": 1.0}
+    tf.random.set_seed(0)
+    optimizer, reduction, options = tf.keras.optimizers.SGD(0.001), "sum", {"model_class": DPModel, **private}
+    if path == "keras":
+        options = {}
+    elif path == "fast":
+        options["layer_registry"] = layer_registry.make_default_layer_registry()
+    elif path == "slow":
+        reduction = "none"
+    else:
+        optimizer, reduction = vectorized.VectorizedDPKerasSGDOptimizer(**private, learning_rate=0.001), "none"
+        options = {}
+    model = models.build(Recipe("mlp", (256,)), n_genes, N_CLASSES, seed=0, **options)
+    model.compile(optimizer, tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction))
+    return model.train_on_batch
+
+
+def _opacus_step(n_genes):
+    import opacus
+    import torch
+
+    network = torch.nn.Sequential(torch.nn.Linear(n_genes, 256), torch.nn.ReLU(), torch.nn.Linear(256, N_CLASSES))
+    network = opacus.grad_sample.GradSampleModuleFastGradientClipping(
+        network, max_grad_norm=1.0, use_ghost_clipping=True
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.001)
+    optimizer = opacus.optimizers.DPOptimizerFastGradientClipping(
+        optimizer, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=64, loss_reduction="mean"
+    )
+    loss = opacus.utils.fast_gradient_clipping_utils.DPLossFastGradientClipping(
+        network, optimizer, torch.nn.CrossEntropyLoss(), "mean"
+    )
+
+    def step(features, labels):
+        loss(network(torch.from_numpy(features)), torch.from_numpy(labels)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def products(size=2048, repeats=5):
     """Rate of this machine's own single-precision matrix product, in 10^9 operations a second.
 
@@ -134,6 +245,7 @@ def operations(n_models, n_members=384, n_rows=N_PATIENTS, hidden=256, epochs=30
 
 
 if __name__ == "__main__":
-    found = {"bank": bank, "basis": basis, "products": products}[sys.argv[1]](**json.loads(sys.argv[2]))
+    measurements = {"bank": bank, "private_bank": private_bank, "steps": steps, "basis": basis, "products": products}
+    found = measurements[sys.argv[1]](**json.loads(sys.argv[2]))
     found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps(found))

@@ -112,6 +112,7 @@ FAULTS = {
     "no noise": lambda m: dataclasses.replace(m, noise=0.0),
     "noise divided twice": lambda m: dataclasses.replace(m, noise=m.noise / m.divisor),
     "no clipping": lambda m: dataclasses.replace(m, clip_norm=np.inf),
+    "no clipping, no noise": lambda m: dataclasses.replace(m, clip_norm=np.inf, noise=0.0),
     "norms without dropout": lambda m: dataclasses.replace(m, same_mask=False),
     "same batch": lambda m: dataclasses.replace(m, fresh_batches=False),
 }
@@ -182,8 +183,8 @@ def clipped_sum(
         (b,) int.
     weights : list of tf.Tensor
         In Keras' order.
-    clip_norm : tf.Tensor
-        Bound C.
+    clip_norm : tf.Tensor, optional
+        Bound C; None sums the gradients as they are, without their norms.
     importance : tf.Tensor
         (b,) weight of each patient's loss; 0 for rows that only pad the batch.
     dropout, step : see `genlib.engine.forward`
@@ -196,7 +197,7 @@ def clipped_sum(
     -------
     sums : list of tf.Tensor
         Shapes of the weights.
-    norms : tf.Tensor
+    norms : tf.Tensor or None
         (b,) norms before clipping. A patient whose gradient is not finite is left out of the sum.
 
     References
@@ -230,6 +231,11 @@ def clipped_sum(
         return tf.add_n(parts)
 
     inputs, errors = errors_of(dropout)
+    if clip_norm is None:
+        parts = [
+            (tf.matmul(x, e, transpose_a=True), tf.reduce_sum(e, axis=0)) for x, e in zip(inputs, errors, strict=True)
+        ]
+        return [part for pair in parts for part in pair], None
     norms = tf.sqrt(squared(inputs, errors) if same_mask else squared(*errors_of(None)))
     finite = tf.math.is_finite(norms)
     factor = tf.where(finite & (norms > clip_norm), clip_norm / norms, tf.ones_like(norms))
@@ -277,7 +283,7 @@ def applied_norms(structure, x, labels, weights, clip_norm, keep, seed, same_mas
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, averaging, shapes):
+def _compiled(structure, full_batch, clipping, dropout, smoothing, same_mask, momentum, averaging, shapes):
     """One XLA function a structure and set of shapes; it runs from one step to another, with their noise."""
 
     def step_once(step, begin, state, data, hyper):
@@ -290,7 +296,8 @@ def _compiled(structure, full_batch, dropout, smoothing, same_mask, momentum, av
         else:
             x, y, weight = tf.gather(inputs, row), tf.gather(labels, row), tf.gather(importance, row) * there
         grads, _ = clipped_sum(
-            structure, x, y, weights, hyper["clip_norm"], weight, hyper if dropout else None, step,
+            structure, x, y, weights, hyper["clip_norm"] if clipping else None, weight,
+            hyper if dropout else None, step,
             hyper["smooth"] if smoothing else None, same_mask,
         )  # fmt: skip
         grads = [(grad + drawn[step - begin]) / hyper["divisor"] for grad, drawn in zip(grads, noise, strict=True)]
@@ -390,8 +397,9 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         "divisor": dtype.type(mechanism.divisor), "average_from": np.int32(first_averaged),
     }  # fmt: skip
     run = _compiled(
-        structure, mechanism.rate >= 1, recipe.dropout > 0, recipe.label_smoothing > 0, mechanism.same_mask,
-        recipe.momentum > 0, recipe.average > 0, (space.inputs.shape, rows.shape, len(sizes)),
+        structure, mechanism.rate >= 1, bool(np.isfinite(mechanism.clip_norm)), recipe.dropout > 0,
+        recipe.label_smoothing > 0, mechanism.same_mask, recipe.momentum > 0, recipe.average > 0,
+        (space.inputs.shape, rows.shape, len(sizes)),
     )  # fmt: skip
     state = (begun, [np.zeros_like(w) for w in begun], [np.zeros_like(w) for w in begun])
     size = sum(w.size for w in begun)

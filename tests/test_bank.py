@@ -313,9 +313,14 @@ def test_kept_weights_give_the_same_logits(data, recipe, n):
     logits, kept = data.train(recipe, n=n, keep=[0, 2])
     assert sorted(kept) == [0, 2]
     for m, weights in kept.items():
-        model = bank.rebuild(weights, recipe, D, 3)
+        model = bank.rebuild(weights, dataclasses.replace(recipe, privacy=None), D, 3)
         assert type(model) is tf.keras.Model or type(model).__name__ == "Functional"
         np.testing.assert_allclose(models.predict(model, data.features), logits[m], atol=1e-6)
+
+
+def test_a_private_model_of_a_bank_is_not_rebuilt_since_its_noise_follows_from_the_seed(data):
+    with pytest.raises(ValueError, match="privacy.release"):
+        bank.rebuild([], PRIVATE, D, 3)
 
 
 def test_weights_come_from_the_cache_and_are_made_where_they_are_missing(data, tmp_path, monkeypatch):
