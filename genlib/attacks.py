@@ -487,6 +487,54 @@ def label_only(logits, labels, members, calibrated=True):
     return right - _side(right, ~members, len(right), True)[1]
 
 
+THREAT_MODELS = ("auditor", "outsider", "label-only", "second sample")
+
+
+def under(threat_model, logits, labels, members, shadows=None):
+    """Attack as somebody who knows and sees just what a threat model says.
+
+    Parameters
+    ----------
+    threat_model : {"auditor", "outsider", "label-only", "second sample"}
+        ``"auditor"``: shadow models on random halves of the same cohort; online LiRA. ``"outsider"``: shadow models on
+        patients disjoint from the target's, given by `shadows`; offline LiRA. ``"label-only"``: an auditor who sees the
+        predicted class alone. ``"second sample"``: an auditor who holds another measurement of each patient than the one
+        that trained, and asks all models about it; `logits` are their answers for those measurements.
+    logits, labels, members
+        As in `lira`.
+    shadows : (numpy.ndarray, numpy.ndarray), optional
+        As in `lira`; for the outsider alone.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64, higher = more likely a member.
+
+    Raises
+    ------
+    ValueError
+        When the threat model is unknown, an outsider has no shadow models, or another one is given them.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> members = np.repeat(rng.random((8, 30)) < 0.5, 2, axis=0) ^ (np.arange(16) % 2 == 1)[:, None]
+    >>> under("auditor", rng.normal(size=(16, 30, 2)), np.zeros(30, int), members).shape
+    (16, 30)
+    """
+    _refuse_unknown("threat model", [threat_model], THREAT_MODELS)
+    if (threat_model == "outsider") != (shadows is not None):
+        raise ValueError(
+            f"threat_model='{threat_model}': an outsider needs shadow models of its own (shadows=...), and nobody else "
+            "takes them"
+        )
+    if threat_model == "label-only":
+        return label_only(logits, labels, members)
+    if threat_model == "outsider":
+        return lira(logits, labels, members, "offline", shadows=shadows)
+    return lira(logits, labels, members, variance="pooled" if threat_model == "second sample" else "auto")
+
+
 def _checked(logits, labels, members):
     logits, labels, members = np.asarray(logits), np.asarray(labels), np.asarray(members)
     if logits.ndim != 3 or logits.shape[:2] != members.shape or labels.shape != members.shape[1:]:

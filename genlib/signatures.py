@@ -6,6 +6,7 @@ and a way to find where the centroids' origin lies in the scale of a cohort.
 """
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,27 @@ class Signature:
 
     centroids: np.ndarray
     prevalence: np.ndarray
+
+
+def available(cohort, panel="pam50"):
+    """Say whether centroids of a panel were published for all classes of a cohort.
+
+    Examples
+    --------
+    >>> from genlib import cohorts
+    >>> available(cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0))
+    False
+    """
+    path = _path(panel)
+    return path.exists() and set(cohort.classes) <= set(_table(path))
+
+
+def _path(panel):
+    return panels.DATA / f"{pathlib.Path(panel).name.lower()}.centroids.tsv"
+
+
+def _table(path):
+    return pd.read_csv(path, sep="\t", comment="#", index_col=0)
 
 
 def load(cohort, panel="pam50"):
@@ -57,11 +79,11 @@ def load(cohort, panel="pam50"):
     Traceback (most recent call last):
     ValueError: no published centroid of pam50 for class class A, class B, ...
     """
-    path = panels.DATA / f"{panel.lower()}.centroids.tsv"
+    path = _path(panel)
     if not path.exists():
         known = sorted(p.name.split(".")[0] for p in panels.DATA.glob("*.centroids.tsv"))
         raise ValueError(f"panel '{panel}' has no published centroids here; these have: {', '.join(known)}")
-    table = pd.read_csv(path, sep="\t", comment="#", index_col=0)
+    table = _table(path)
     missing = [name for name in cohort.classes if name not in table]
     if missing:
         raise ValueError(

@@ -204,3 +204,26 @@ def test_unknown_words_list_the_known():
         attacks.lira(logits_of(phi), labels, members, "onlien")
     with pytest.raises(ValueError, match="loss, confidence"):
         attacks.threshold(logits_of(phi), labels, members, "los")
+
+
+def test_each_threat_model_is_the_attack_that_it_names():
+    rng = np.random.default_rng(20)
+    labels, members = rng.integers(0, 3, 25), np.repeat(rng.random((8, 25)) < 0.5, 2, axis=0)
+    members[1::2] ^= True
+    logits = rng.normal(size=(16, 25, 3))
+    others = rng.normal(size=(6, 25, 3)), np.zeros((6, 25), bool)
+    case = (logits, labels, members)
+    pairs = {
+        "auditor": attacks.lira(*case),
+        "label-only": attacks.label_only(*case),
+        "second sample": attacks.lira(*case, variance="pooled"),
+    }
+    for name, scores in pairs.items():
+        np.testing.assert_array_equal(attacks.under(name, *case), scores)
+    outsider = attacks.under("outsider", *case, shadows=others)
+    np.testing.assert_array_equal(outsider, attacks.lira(*case, "offline", shadows=others))
+    for name, shadows in (("outsider", None), ("auditor", others)):
+        with pytest.raises(ValueError, match="an outsider needs shadow models"):
+            attacks.under(name, *case, shadows=shadows)
+    with pytest.raises(ValueError, match="threat model .* is not known"):
+        attacks.under("insider", *case)

@@ -23,3 +23,34 @@ def test_every_panel_file_is_one_gene_set_with_its_source():
 def test_an_unknown_panel_lists_the_known():
     with pytest.raises(ValueError, match="pam50"):
         panels.read("oncotype")
+
+
+def test_a_gene_set_of_a_file_of_ones_own_is_chosen_by_name(tmp_path):
+    path = tmp_path / "sets.gmt"
+    path.write_text("ONE\thttps://example.org\tESR1\tPGR\nTWO\tnone\tKRT5\tKRT14\tKRT17\n")
+    assert panels.read(f"{path}#TWO") == ["KRT5", "KRT14", "KRT17"]
+    with pytest.raises(ValueError, match="choose one of the 2 gene sets .*ONE, TWO"):
+        panels.read(str(path))
+    with pytest.raises(ValueError, match="ONE, TWO"):
+        panels.read(f"{path}#THREE")
+
+
+def test_a_file_with_one_gene_set_needs_no_name(tmp_path):
+    path = tmp_path / "thyroid.gmt"
+    path.write_text("THYROID\tnone\tTG\tTPO\tPAX8\n\n")
+    assert panels.read(str(path)) == ["TG", "TPO", "PAX8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "it is empty"), ("A\tB\n", "line 1 has"), ("A\tB\tC\nESR1\n", "line 2")]
+)
+def test_a_file_that_is_not_gmt_is_refused_with_its_line(tmp_path, text, said):
+    path = tmp_path / "broken.gmt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        panels.read(str(path))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ValueError, match="there is no file .*absent.gmt"):
+        panels.read("/tmp/absent.gmt#SET")
