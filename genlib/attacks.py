@@ -497,9 +497,9 @@ def under(threat_model, logits, labels, members, shadows=None):
     ----------
     threat_model : {"auditor", "outsider", "label-only", "second sample"}
         ``"auditor"``: shadow models on random halves of the same cohort; online LiRA. ``"outsider"``: shadow models on
-        patients disjoint from the target's, given by `shadows`; offline LiRA. ``"label-only"``: an auditor who sees the
-        predicted class alone. ``"second sample"``: an auditor who holds another measurement of each patient than the one
-        that trained, and asks all models about it; `logits` are their answers for those measurements.
+        patients disjoint from the target's, given by `shadows`; offline LiRA. ``"label-only"``: an auditor who sees
+        the predicted class alone. ``"second sample"``: an auditor who holds another measurement of each patient than
+        the one that trained, and asks all models about it; `logits` are their answers for those measurements.
     logits, labels, members
         As in `lira`.
     shadows : (numpy.ndarray, numpy.ndarray), optional
