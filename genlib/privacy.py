@@ -260,8 +260,8 @@ def mechanism(recipe, n):
     """
     if recipe.optimizer != "sgd":
         raise ValueError(f"optimizer='{recipe.optimizer}': private training takes optimizer='sgd'")
-    clip_norm, rate = recipe.privacy.clip_norm, rate_of(recipe, n)
-    sigma = calibrate(recipe, n)
+    rate, sigma = rate_of(recipe, n), calibrate(recipe, n)
+    clip_norm = recipe.privacy.clip_norm
     mean_noise = sigma if recipe.privacy.noisy_mean else 0.0
     return dpsgd.Mechanism(clip_norm, sigma * clip_norm, rate, steps_of(recipe, n), rate * n, mean_noise)
 

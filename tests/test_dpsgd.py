@@ -1,0 +1,471 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.stats import binom, chi2, norm
+
+from genlib import attacks, bank, dpsgd, engine, guarded, membership, metrics, models, privacy
+from genlib.dpsgd import Center, Mechanism
+from genlib.recipes import Privacy, Recipe
+
+D, K, N = 40, 3, 24
+SOFTMAX = Recipe("softmax", epochs=12, batch_size=None, learning_rate=0.3, privacy=Privacy(3.0))
+MLP = dataclasses.replace(SOFTMAX, architecture="mlp", hidden=(7, 5))
+
+
+def structure_of(recipe, d=D):
+    return engine.structure_for(recipe, d, K)
+
+
+def case(seed=0, n=N, d=D, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)).astype(dtype), rng.integers(0, K, n)
+
+
+def random_weights(structure, seed, dtype=np.float32, scale=0.5):
+    rng = np.random.default_rng([seed, 1])
+    shapes = [shape for rows, columns in structure.shapes for shape in ((rows, columns), (columns,))]
+    return [(scale * rng.normal(size=shape)).astype(dtype) for shape in shapes]
+
+
+def naive_sum(structure, x, y, weights, clip_norm, importance, dropout=None, smooth=None):
+    """One tape for the whole batch's masks, one gradient a patient."""
+    weights = [tf.constant(w) for w in weights]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(weights)
+        logits, _ = engine.forward(structure, tf.matmul(x, weights[0]), weights[1:], dropout, 3)
+        losses = tf.unstack(importance * engine.losses(logits, tf.constant(y, tf.int32), smooth))
+    total = [np.zeros(w.shape) for w in weights]
+    for loss in losses:
+        grads = [np.asarray(g) for g in tape.gradient(loss, weights)]
+        length = np.sqrt(sum((g**2).sum() for g in grads))
+        total = [t + g * min(1, clip_norm / max(length, 1e-300)) for t, g in zip(total, grads, strict=True)]
+    return total
+
+
+def activated(activation):
+    """Two hidden layers whose activation sits in the dense layer, and a dropout layer behind each."""
+    layers = (("dense", activation), ("dropout", ""), ("dense", activation), ("dropout", ""), ("dense", "linear"))
+    return engine.Structure(layers, ((D, 7), (7, 5), (5, K)), (0.2, 0.5, 0.5))
+
+
+# --- clipping -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 100.0])
+@pytest.mark.parametrize("smooth", [None, 0.2])
+def test_the_clipped_sum_is_that_of_one_tape_a_patient(activation, clip_norm, smooth):
+    x, y = case(dtype=np.float64)
+    structure = activated(activation)
+    weights = random_weights(structure, 0, np.float64)
+    importance = np.random.default_rng(2).uniform(0, 3, N)
+    importance[:3] = 0
+    dropout = {"keep": np.float64(0.6), "seed": np.int32(5)}
+    smooth = None if smooth is None else np.float64(smooth)
+    sums, norms = dpsgd.clipped_sum(
+        structure, tf.constant(x), y.astype(np.int32), weights, np.float64(clip_norm), importance, dropout, 3, smooth
+    )
+    naive = naive_sum(structure, x, y, weights, clip_norm, importance, dropout, smooth)
+    for ours, theirs in zip(sums, naive, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-11)
+    assert (norms.numpy()[:3] == 0).all()
+
+
+@pytest.mark.parametrize("recipe", [SOFTMAX, MLP], ids=["softmax", "mlp"])
+def test_without_noise_a_step_is_that_of_tf_privacys_slow_path(recipe, monkeypatch):
+    x, y = case()
+    monkeypatch.setattr(privacy, "calibrate", lambda recipe, n: 0.0)
+    tf.keras.utils.set_random_seed(0)
+    slow = guarded.dp_model(recipe, D, K, n=N, seed=0, clipping="slow")
+    before = slow.get_weights()
+    slow.fit(x, y, epochs=1, verbose=0)
+    sums, _ = dpsgd.clipped_sum(
+        structure_of(recipe), tf.constant(x), y.astype(np.int32), before, np.float32(1.0), np.ones(N, np.float32)
+    )
+    for start, end, total in zip(before, slow.get_weights(), sums, strict=True):
+        np.testing.assert_allclose((start - end) / recipe.learning_rate * N, total, atol=1e-5)
+
+
+EXTREME = {"ordinary": 1.0, "huge": 1e25, "tiny": 1e-30, "infinite": np.inf, "missing": np.nan}
+
+
+@pytest.mark.parametrize("kind", EXTREME)
+@pytest.mark.parametrize("recipe", [SOFTMAX, MLP, dataclasses.replace(MLP, hidden=(64,))], ids=["softmax", "2", "1"])
+@pytest.mark.parametrize("keep", [1.0, 0.8, 0.3])
+def test_no_applied_gradient_is_longer_than_the_clip_norm(kind, recipe, keep):
+    structure = structure_of(dataclasses.replace(recipe, dropout=0.5 if recipe.architecture == "mlp" else 0.0))
+    x, y = case()
+    x[:5] *= np.float32(EXTREME[kind])
+    for clip_norm in (1e-3, 1.0):
+        weights = random_weights(structure, 3, scale=5.0)
+        norms = dpsgd.applied_norms(structure, x, y, weights, clip_norm, keep, seed=1)
+        assert np.isfinite(norms).all()
+        assert norms.max() <= clip_norm * (1 + 1e-5)
+
+
+def test_with_norms_taken_without_dropout_applied_gradients_are_longer():
+    # A network that knows its patients by heart: their gradients are small until dropout hides what they rest on.
+    x, y = case()
+    plain = Recipe("mlp", hidden=(16,), epochs=200, batch_size=None, learning_rate=0.5, momentum=0.9)
+    _, kept = bank.train(x, y, np.ones((1, N), bool), plain, 0, keep=[0], progress=False)
+    structure = structure_of(dataclasses.replace(plain, dropout=0.5))
+    norms = {
+        same: dpsgd.applied_norms(structure, x, y, kept[0], 0.01, 0.5, seed=0, same_mask=same) for same in (True, False)
+    }
+    assert norms[True].max() <= 0.01 * (1 + 1e-5)
+    assert norms[False].max() > 0.02
+
+
+def test_a_batch_of_nobody_gives_a_sum_of_zero():
+    x, y = case()
+    structure = structure_of(MLP)
+    sums, _ = dpsgd.clipped_sum(
+        structure,
+        tf.constant(x),
+        y.astype(np.int32),
+        random_weights(structure, 0),
+        np.float32(1),
+        np.zeros(N, np.float32),
+    )
+    assert all((total.numpy() == 0).all() for total in sums)
+
+
+def test_the_order_of_patients_changes_nothing():
+    x, y = case(dtype=np.float64)
+    structure, order = structure_of(MLP), np.random.default_rng(1).permutation(N)
+    weights = random_weights(structure, 0, np.float64)
+    sums = [
+        dpsgd.clipped_sum(structure, tf.constant(x[o]), y[o].astype(np.int32), weights, np.float64(0.3), np.ones(N))[0]
+        for o in (np.arange(N), order)
+    ]
+    for one, other in zip(*sums, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_class_weights_act_before_clipping_so_that_no_weight_lifts_the_bound():
+    x, y = case()
+    structure, weights = structure_of(SOFTMAX), random_weights(structure_of(SOFTMAX), 0)
+    for i in range(N):
+        one, label = tf.constant(x[i : i + 1]), y[i : i + 1].astype(np.int32)
+        sums, _ = dpsgd.clipped_sum(structure, one, label, weights, np.float32(1), np.full(1, 50, np.float32))
+        assert tf.linalg.global_norm(sums) <= 1 + 1e-5
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_every_member_takes_part_in_each_step_by_itself():
+    n, steps, rate = 60, 400, 0.2
+    rows, sizes = dpsgd.draw_batches(n, steps, rate, np.random.default_rng(0))
+    there = np.zeros((steps, n), bool)
+    for step, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        assert len(set(row[:size])) == size
+        there[step, row[:size]] = True
+    counts = there.sum(axis=0)
+    assert binom.cdf(counts.min(), steps, rate) > 1e-6 and binom.sf(counts.max(), steps, rate) > 1e-6
+    # Sizes spread as a binomial's, so members do not depend on each other.
+    spread = (sizes - n * rate).astype(float) @ (sizes - n * rate) / (n * rate * (1 - rate))
+    assert 0.001 < chi2.cdf(spread, steps) < 0.999
+    assert 0.001 < chi2.cdf(((counts - steps * rate) ** 2 / (steps * rate * (1 - rate))).sum(), n) < 0.999
+
+
+def test_a_batch_that_is_larger_than_the_padding_is_not_cut(monkeypatch):
+    monkeypatch.setattr(dpsgd, "width", lambda n, rate: 2)
+    rows, sizes = dpsgd.draw_batches(50, 30, 0.3, np.random.default_rng(0))
+    assert rows.shape[1] == sizes.max() > 2
+    assert abs(sizes.mean() - 15) < 2
+
+
+def test_batches_may_be_empty_and_training_goes_on():
+    x, y = case()
+    recipe = dataclasses.replace(SOFTMAX, batch_size=1, epochs=1)
+    sizes = dpsgd.draw_batches(N, 200, 1 / N, np.random.default_rng(0))[1]
+    assert (sizes == 0).any()
+    logits = bank.train(x, y, np.ones((2, N), bool), recipe, 0, n=N, progress=False)
+    assert np.isfinite(logits).all()
+
+
+def test_full_batches_hold_everybody():
+    rows, sizes = dpsgd.draw_batches(9, 5, 1.0, np.random.default_rng(0))
+    assert rows.tolist() == [list(range(9))] and sizes.tolist() == [9] * 5
+
+
+def test_the_planted_fault_repeats_the_first_batch():
+    rows, sizes = dpsgd.draw_batches(50, 8, 0.3, np.random.default_rng(0), fresh=False)
+    assert (rows == rows[0]).all() and len(set(sizes)) == 1
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def descent(x, y, recipe, start, steps, divisor):
+    """Plain full-batch descent of a softmax regression in numpy."""
+    w, b = (np.array(part, np.float64) for part in start)
+    speed_w, speed_b = np.zeros_like(w), np.zeros_like(b)
+    for _ in range(steps):
+        p = np.exp(x @ w + b)
+        error = p / p.sum(axis=1, keepdims=True) - np.eye(K)[y]
+        speed_w = recipe.momentum * speed_w + x.T @ error / divisor + 2 * recipe.l2 * w
+        speed_b = recipe.momentum * speed_b + error.sum(axis=0) / divisor
+        w, b = w - recipe.learning_rate * speed_w, b - recipe.learning_rate * speed_b
+    return w, b
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"momentum": 0.9, "learning_rate": 0.05}, {"l2": 0.05}], ids=["plain", "momentum", "l2"]
+)
+@pytest.mark.parametrize("in_row_space", [True, False])
+def test_without_noise_and_clipping_it_is_plain_descent_from_a_given_start(change, in_row_space):
+    x, y = case(dtype=np.float64)
+    recipe, members = dataclasses.replace(SOFTMAX, **change), np.arange(N) < 15
+    structure = structure_of(recipe)
+    start = random_weights(structure, 0, np.float64)
+    mechanism = Mechanism(np.inf, 0.0, 1.0, steps=50, divisor=20.0)
+    patients = engine.prepare(x, in_row_space)
+    logits, weights = dpsgd.train_one(
+        patients, y, members, recipe, mechanism, structure, np.random.default_rng(0), padded=18, start=start
+    )
+    w, b = descent(x[members], y[members], recipe, start, 50, 20.0)
+    np.testing.assert_allclose(logits, x @ w + b, atol=1e-9)
+    np.testing.assert_allclose(weights()[0], w, atol=1e-9)
+    np.testing.assert_allclose(weights()[1], b, atol=1e-9)
+
+
+def runs(recipe, mechanism, in_row_space, seeds, x, y, members, start=None):
+    patients, structure = engine.prepare(x, in_row_space), structure_of(recipe, x.shape[1])
+    logits, kernels = [], []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 7 + in_row_space])
+        one, weights = dpsgd.train_one(patients, y, members, recipe, mechanism, structure, rng, start=start)
+        logits.append(one)
+        kernels.append(weights()[0])
+    return np.array(logits, float), np.array(kernels, float)
+
+
+VARIANTS = {
+    "plain": {}, "momentum": {"momentum": 0.8}, "l2": {"l2": 0.3}, "average": {"average": 0.5},
+    "all": {"momentum": 0.8, "l2": 0.3, "average": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_row_space_and_gene_space_give_the_same_distribution(variant):
+    x, y = case(n=14)
+    recipe, members = dataclasses.replace(SOFTMAX, learning_rate=0.1, **VARIANTS[variant]), np.arange(14) < 9
+    mechanism = Mechanism(1.0, 4.0, 1.0, steps=12, divisor=9.0)
+    seeds = range(250)
+    (rows, row_kernels), (genes, gene_kernels) = (
+        runs(recipe, mechanism, s, seeds, x, y, members) for s in (True, False)
+    )
+    # Means and variances of every logit, members and others; Bonferroni over all of them.
+    count = rows[0].size
+    limit = norm.ppf(1 - 0.001 / 2 / count)
+    error = np.sqrt((rows.var(axis=0) + genes.var(axis=0)) / len(seeds))
+    assert (np.abs(rows.mean(axis=0) - genes.mean(axis=0)) / error).max() < limit
+    ratio = np.log(rows.var(axis=0, ddof=1) / genes.var(axis=0, ddof=1))
+    assert (np.abs(ratio) / np.sqrt(4 / (len(seeds) - 1))).max() < limit
+    # Released kernels, along directions inside and outside of the members' span and mixed.
+    axes = np.linalg.qr(x[members].T.astype(float))[0]
+    rng = np.random.default_rng(0)
+    free = rng.normal(size=(D, 4))
+    directions = np.hstack([axes[:, :2], free - axes @ (axes.T @ free), free])
+    inside, outside = (np.einsum("sdk,de->sek", kernels, directions) for kernels in (row_kernels, gene_kernels))
+    ratio = np.log(inside.var(axis=0, ddof=1) / outside.var(axis=0, ddof=1))
+    assert (np.abs(ratio) / np.sqrt(4 / (len(seeds) - 1))).max() < norm.ppf(1 - 0.001 / 2 / ratio.size)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_left_outside_of_the_span_is_that_of_a_simulated_weight(variant):
+    recipe = dataclasses.replace(SOFTMAX, learning_rate=0.1, **VARIANTS[variant])
+    mechanism = Mechanism(1.0, 4.0, 1.0, steps=20, divisor=9.0)
+    rng = np.random.default_rng(0)
+    weight = begun = rng.normal(size=200_000)
+    speed, total = 0.0, 0.0
+    last = 10 if recipe.average else 1
+    for step in range(20):
+        gradient = rng.normal(0, 4 / 9, weight.shape) + 2 * recipe.l2 * weight
+        speed = recipe.momentum * speed + gradient
+        weight = weight - 0.1 * speed
+        total = total + weight * (step >= 20 - last)
+    end = total / last
+    kept, gathered = dpsgd.outside_span(recipe, mechanism)
+    assert np.mean(end * begun) == pytest.approx(kept, abs=0.02)
+    assert np.std(end - kept * begun) == pytest.approx(gathered, rel=0.01)
+
+
+@pytest.mark.parametrize("given_start", [False, True])
+@pytest.mark.parametrize("recipe", [SOFTMAX, MLP], ids=["softmax", "mlp"])
+def test_released_weights_give_the_logits_that_the_run_gave_to_members_and_to_others(recipe, given_start):
+    x, y = case()
+    recipe = dataclasses.replace(recipe, momentum=0.5, l2=0.01, average=0.3)
+    structure, members = structure_of(recipe), np.arange(N) % 2 == 0
+    mechanism = Mechanism(1.0, 2.0, 1.0, steps=12, divisor=12.0)
+    start = random_weights(structure, 0) if given_start else None
+    logits, weights = dpsgd.train_one(
+        engine.prepare(x, True), y, members, recipe, mechanism, structure, np.random.default_rng(0), start=start
+    )
+    kept = weights()
+    again = engine.forward(structure, tf.constant(x @ kept[0]), kept[1:])[0].numpy()
+    np.testing.assert_allclose(again, logits, atol=2e-4)
+
+
+def distance_to_the_kernel(x, kernel):
+    """How much of each profile lies outside of the span of a kernel's columns."""
+    axes = np.linalg.qr(kernel.astype(float))[0]
+    return np.linalg.norm(x - (x @ axes) @ axes.T, axis=1) / np.linalg.norm(x, axis=1)
+
+
+def test_without_the_noise_outside_of_the_span_the_kernel_shows_who_spans_it():
+    # As many hidden units as members: the columns of a kernel that never left the members' span give it away.
+    x, y = case(n=20, d=200)
+    recipe, members = dataclasses.replace(MLP, hidden=(30,)), np.arange(20) < 10
+    structure = engine.structure_for(recipe, 200, K)
+    mechanism = Mechanism(1.0, 3.0, 1.0, steps=12, divisor=10.0)
+    kernels = []
+    for seed in range(6):
+        patients = engine.prepare(x, True)
+        _, weights = dpsgd.train_one(patients, y, members, recipe, mechanism, structure, np.random.default_rng(seed))
+        kernels.append(weights()[0])
+    axes = np.linalg.qr(x[members].T.astype(float))[0]
+    bare = axes @ (axes.T @ kernels[0])
+    assert distance_to_the_kernel(x, bare)[members].max() < 1e-3 < 0.5 < distance_to_the_kernel(x, bare)[~members].min()
+    scores = np.array([-distance_to_the_kernel(x, kernel) for kernel in kernels])
+    assert abs(metrics.auc(scores, np.tile(members, (6, 1))) - 0.5) < 0.35
+
+
+def test_chunks_of_noise_change_nothing(monkeypatch):
+    x, y = case()
+    members = np.ones((1, N), bool)
+    whole = bank.train(x, y, members, SOFTMAX, 0, n=N, progress=False)
+    monkeypatch.setattr(dpsgd, "NOISE_CHUNK", 5 * 75)
+    np.testing.assert_allclose(bank.train(x, y, members, SOFTMAX, 0, n=N, progress=False), whole, atol=1e-5)
+
+
+def test_the_sum_is_divided_by_the_nominal_number_and_not_by_the_members_that_came():
+    x, y = case(dtype=np.float64)
+    recipe, structure = dataclasses.replace(SOFTMAX, learning_rate=1.0), structure_of(SOFTMAX)
+    start = [np.zeros((D, K)), np.zeros(K)]
+    moved = []
+    for members in (np.arange(N) < 10, np.arange(N) < 20):
+        mechanism = Mechanism(np.inf, 0.0, 1.0, steps=1, divisor=50.0)
+        patients = engine.prepare(x, False)
+        _, weights = dpsgd.train_one(
+            patients, y, members, recipe, mechanism, structure, np.random.default_rng(0), start=start
+        )
+        error = 1 / K - np.eye(K)[y[members]]
+        np.testing.assert_allclose(weights()[0], -x[members].T @ error / 50, atol=1e-12)
+        moved.append(weights()[0])
+    assert not np.allclose(*moved)
+
+
+def test_patients_who_are_alike_train_in_a_smaller_space():
+    x, y = case()
+    x[5:10] = x[:5]
+    logits = bank.train(x, y, membership.bernoulli(N, 4, seed=0), SOFTMAX, 0, n=12, engine="row-space", progress=False)
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(logits[:, 5:10], logits[:, :5], atol=2e-3)
+
+
+# --- centering ------------------------------------------------------------------------------------------------------
+
+
+def test_one_patient_moves_the_mean_by_at_most_its_radius_over_n():
+    x, _ = case()
+    x[0] *= 1000
+    center = Center(np.zeros(D), share=0.0, radius=2.0)
+    offsets = [center.offset(rows, 0.0, 24, np.random.default_rng(0)) for rows in (x, x[1:])]
+    assert np.linalg.norm(offsets[0] - offsets[1]) <= 2.0 / 24 + 1e-9
+
+
+def test_the_mean_has_the_noise_that_it_pays_for():
+    center = Center(np.zeros(D), share=0.0, radius=2.0)
+    draws = [center.offset(np.zeros((5, D)), 3.0, 24, np.random.default_rng(seed)) for seed in range(400)]
+    assert np.std(draws) == pytest.approx(3.0 * 2.0 / 24, rel=0.02)
+
+
+def test_weights_of_a_centered_model_are_for_features_as_they_were():
+    x, y = case()
+    recipe = dataclasses.replace(SOFTMAX, privacy=Privacy(3.0, noisy_mean=True))
+    center = Center(np.random.default_rng(1).normal(size=D), share=0.1, radius=8.0)
+    logits, kept = bank.train(x, y, np.ones((1, N), bool), recipe, 0, n=N, center=center, keep=[0], progress=False)
+    np.testing.assert_allclose(x @ kept[0][0] + kept[0][1], logits[0], atol=1e-4)
+
+
+# --- in the bank ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_in_one_bank_is_the_banks_of_its_recipes_row_by_row():
+    x, y = case()
+    members = membership.bernoulli(N, 4, seed=0)
+    recipes = [
+        SOFTMAX,
+        dataclasses.replace(SOFTMAX, privacy=Privacy(0.5)),
+        dataclasses.replace(SOFTMAX, batch_size=6, epochs=3),
+        dataclasses.replace(SOFTMAX, average=0.5, privacy=Privacy(3.0, clip_norm=0.2)),
+    ]
+    sweep = bank.train(x, y, members, recipes, 0, n=12, progress=False)
+    for m, recipe in enumerate(recipes):
+        alone = bank.train(x, y, members, recipe, 0, n=12, progress=False)
+        np.testing.assert_array_equal(sweep[m], alone[m])
+
+
+def test_more_privacy_learns_less():
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % K
+    x = (np.eye(K)[y] @ rng.normal(size=(K, D)) + rng.normal(size=(90, D))).astype(np.float32)
+    members = membership.bernoulli(90, 8, seed=0)
+    recipes = [dataclasses.replace(SOFTMAX, privacy=Privacy(epsilon)) for epsilon in (0.1, 3.0, 100.0)]
+    answers = [bank.train(x, y, members, recipe, 0, n=45, progress=False) for recipe in recipes]
+    right = [(logits.argmax(axis=2) == y).mean() for logits in answers]
+    assert right[0] < right[1] < right[2]
+
+
+@pytest.mark.parametrize("fault", dpsgd.FAULTS)
+def test_a_planted_fault_changes_what_is_trained(fault):
+    x, y = case()
+    recipe = dataclasses.replace(MLP, dropout=0.5, batch_size=8, privacy=Privacy(3.0, clip_norm=0.1))
+    members = np.ones((1, N), bool)
+    correct, broken = (
+        bank.train(x, y, members, recipe, 0, n=N, fault=f, progress=False) for f in (None, fault)
+    )  # fmt: skip
+    assert not np.allclose(correct, broken)
+
+
+def test_what_does_not_fit_together_is_refused():
+    x, y = case()
+    members = np.ones((1, N), bool)
+    centered = dataclasses.replace(SOFTMAX, privacy=Privacy(3.0, noisy_mean=True))
+    center = Center(np.zeros(D), share=0.0, radius=1.0)
+    with pytest.raises(ValueError, match="fault='loud' is not known"):
+        bank.train(x, y, members, SOFTMAX, 0, n=N, fault="loud")
+    with pytest.raises(ValueError, match="planted in private training"):
+        bank.train(x, y, members, Recipe("softmax"), 0, fault="no noise")
+    with pytest.raises(ValueError, match="noisy_mean needs a center"):
+        bank.train(x, y, members, centered, 0, n=N)
+    with pytest.raises(ValueError, match="noisy_mean needs a center"):
+        bank.train(x, y, members, SOFTMAX, 0, n=N, center=center)
+    with pytest.raises(ValueError, match="first kernel has 3 rows for 40 features"):
+        bank.train(x, y, members, SOFTMAX, 0, n=N, start=[np.zeros((3, K)), np.zeros(K)])
+    with pytest.raises(ValueError, match="2 class weights for 3 classes"):
+        bank.train(x, y, members, dataclasses.replace(SOFTMAX, class_weights=(1.0, 1.0)), 0, n=N)
+    with pytest.raises(ValueError, match="leave engine='keras' out"):
+        bank.train(x, y, members, SOFTMAX, 0, n=N, engine="keras", fault="no noise")
+
+
+def test_a_strict_promise_leaves_an_attack_at_chance():
+    x, y = case(n=40, d=120)
+    recipe = dataclasses.replace(SOFTMAX, privacy=Privacy(0.1))
+    members = membership.bernoulli(40, 20, seed=0)
+    scores = attacks.lira(bank.train(x, y, members, recipe, 0, n=20, progress=False), y, members, variance="pooled")
+    row = metrics.attack_table(scores, members, n_bootstrap=200).set_index("metric").loc["AUC"]
+    assert row["low"] < 0.5 < row["high"] + 0.02
+
+
+def test_rebuilt_models_are_plain():
+    x, y = case(d=8)
+    model, _ = privacy.release(x, y, SOFTMAX, n=N)
+    assert isinstance(model, tf.keras.Model) and not hasattr(model, "budget_steps")
+    assert models.predict(model, x).shape == (N, K)
