@@ -360,6 +360,7 @@ QUESTIONS = {
     "02_target_model": "How well does a deep subtype classifier do, and how far does it overfit",
     "03_membership_attacks": "Who can be recognized, by which attack, in which subtype",
     "04_dp_sgd": "What does DP-SGD buy and cost at each epsilon, on all genes and on a public panel",
+    "05_defenses": "What the other defenses buy and cost under the same attacks",
     "06_audit": "Does the training really give the epsilon it claims, and would the audit notice if not",
     "07_tradeoff": "The privacy-utility frontier, who pays, and what to release",
 }
