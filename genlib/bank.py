@@ -111,6 +111,7 @@ def train(
     queries=None,
     n=None,
     reserved=None,
+    targets=None,
     start=None,
     center=None,
     keep=(),
@@ -142,6 +143,8 @@ def train(
         Nominal number of members, for private recipes: sampling, noise and rate follow it, not the members drawn.
     reserved : numpy.ndarray, optional
         (n,) bool, patients that are in no model; early stopping watches their loss.
+    targets : numpy.ndarray, optional
+        (M, n, k) soft targets to learn from instead of the labels, as for distillation; rows add up to 1.
     start : list of numpy.ndarray, optional
         Public weights that all models start from, in Keras' order and on all features; by default each draws its own.
     center : genlib.dpsgd.Center, optional
@@ -186,6 +189,7 @@ def train(
     recipes = [recipe] * len(members) if isinstance(recipe, Recipe) else list(recipe)
     _check(features, labels, members, recipes, n, reserved)
     _check_fault(fault, recipes)
+    _check_targets(targets, recipes, members, engine)
     _check_center(recipes[0], center, start, rows.shape[1])
     if center is not None and engine == "auto":
         engine = "genes"  # what is subtracted lies outside of the members' span
@@ -196,10 +200,12 @@ def train(
     held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
     moved = [center.lean, center.share, center.radius] if center else []
     common = [rows, labels, n, engine, fault, *(start or []), *moved]
-    paths = _paths(cache, common, recipes, members, seed, held_out)
+    paths = _paths(cache, common, recipes, members, seed, held_out, targets)
     stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
-    trained = _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, center, fault, keep, missing)
+    trained = _trainer(
+        engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep, missing
+    )
     kind = "private " if recipes[0].privacy else ""
     bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
     for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
@@ -213,13 +219,17 @@ def train(
     return (logits, kept) if len(keep) else logits
 
 
-def _paths(cache, common, recipes, members, seed, held_out):
+def _paths(cache, common, recipes, members, seed, held_out, targets):
     """Where each finished model is kept: a name made of all that it depends on."""
     if cache is None:
         return [None] * len(members)
     common = results.digest(*common, results.code_digest(*CODE), tf.__version__)
     watched = "none" if held_out is None else held_out
-    keys = [results.digest(common, recipes[m].digest(), members[m], [seed, m], watched) for m in range(len(members))]
+    taught = ["labels"] * len(members) if targets is None else targets
+    keys = [
+        results.digest(common, recipes[m].digest(), members[m], [seed, m], watched, taught[m])
+        for m in range(len(members))
+    ]
     return [pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
 
 
@@ -267,6 +277,20 @@ def _check_fault(fault, recipes):
         raise ValueError(f"fault='{fault}' is planted in private training; this recipe has privacy=None")
 
 
+def _check_targets(targets, recipes, members, engine):
+    if targets is None:
+        return
+    recipe = recipes[0]
+    if engine == "keras" or recipe.privacy or recipe.class_weights or recipe.patience or recipe.optimizer != "sgd":
+        raise ValueError(
+            "soft targets are for the study's own engines and SGD, without privacy, class weights and early stopping"
+        )
+    if targets.shape[:2] != members.shape or not np.allclose(targets.sum(axis=2), 1, atol=1e-4):
+        raise ValueError(
+            f"targets {targets.shape} for members {members.shape}: must be (M, n, k), and rows add up to 1"
+        )
+
+
 def _check_center(recipe, center, start, structure_rows):
     wanted = bool(recipe.privacy and recipe.privacy.noisy_mean)
     if wanted != (center is not None):
@@ -296,7 +320,7 @@ def _number(seed, m):
     return int(np.random.SeedSequence([seed, m, 5]).generate_state(1)[0]) >> 1
 
 
-def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, center, fault, keep, missing):
+def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep, missing):
     """Train the missing models, and give each as it is finished."""
     if engine == "keras" and (fault or start is not None):
         raise ValueError("a fault or a start of one's own is for the study's own engines; leave engine='keras' out")
@@ -328,7 +352,8 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, start, c
         batches = draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
         begun = fast.draw_start(structure, [seed, m], first_rows) if start is None else start
         number = _number(seed, m)
-        return fast.train_one(patients, labels, members[m], recipes[m], structure, batches, begun, number, padded)
+        taught = labels if targets is None else targets[m]
+        return fast.train_one(patients, taught, members[m], recipes[m], structure, batches, begun, number, padded)
 
     def one(m):
         logits, weights = private(m) if recipes[m].privacy else plain(m)

@@ -1,12 +1,15 @@
-"""Defenses at the output: what a hospital shows of a model's answers, as functions from logits to logits.
+"""Defenses by distillation, and at the output: what a hospital shows of a model's answers.
 
-They train nothing and change nothing inside the model. Whoever gets the model itself is not stopped by any of them;
-they are for models that answer questions from afar. A defense that only hides the signal still leaves the predicted
-class, so it is judged by what an attacker can do with that too.
+Distillation shares a model that learned from what other models say, so that it meets its patients at second hand. All
+else here is a function from logits to logits, which changes nothing inside the model: whoever gets the model itself is
+not stopped by it. A defense that only hides the signal still leaves the predicted class, so it is judged by what an
+attacker can do with that too.
 """
 
 import numpy as np
 from scipy.special import log_softmax, softmax
+
+from genlib import bank
 
 # Probability in place of a rounded 0, so that logarithms stay finite: far below what any rounding can tell apart.
 NOTHING = 1e-12
@@ -164,6 +167,124 @@ def noisy(logits, scale, seed):
     np.put_along_axis(moved, largest, at_named, axis=2)
     np.put_along_axis(moved, named, at_largest, axis=2)
     return log_softmax(moved, axis=2)
+
+
+def distill(features, labels, members, reserved, recipe, seed, temperature=1.0, **options):
+    """Share a student that learned from the model's answers for reserved patients, and never from a member.
+
+    Parameters
+    ----------
+    features, labels, members, recipe, seed
+        As in `genlib.bank.train`; the members train the teachers.
+    reserved : numpy.ndarray
+        (n,) bool, patients whose labels are not used; all students train on them.
+    temperature : float
+        Above 1, the teachers' answers are softened.
+    **options
+        Further arguments of `genlib.bank.train`, as ``cache``.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, k) float32, logits of the students.
+
+    Raises
+    ------
+    ValueError
+        When nobody is reserved, or a reserved patient is a member.
+
+    References
+    ----------
+    Shejwalkar, Houmansadr: "Membership privacy for machine learning models through knowledge transfer", AAAI 2021,
+    equation 3 (there on unlabeled reference data chosen by their entropy; here on all that are reserved).
+
+    Examples
+    --------
+    >>> from genlib import membership
+    >>> from genlib.recipes import Recipe
+    >>> labels, x = np.arange(60) % 2, np.random.default_rng(0).normal(size=(60, 80)).astype(np.float32)
+    >>> reserved = membership.reserve(labels, 0.3, seed=0)
+    >>> members = membership.paired_halves(labels, n_models=2, seed=0, reserved=reserved)
+    >>> distill(x, labels, members, reserved, Recipe("softmax", epochs=2), seed=0, progress=False).shape
+    (2, 60, 2)
+    """
+    if not reserved.any():
+        raise ValueError("nobody is reserved to teach the student; see membership.reserve")
+    teachers = bank.train(features, labels, members, recipe, seed, reserved=reserved, **options)
+    targets = softmax(teachers.astype(np.float64) / temperature, axis=2).astype(np.float32)
+    students = np.tile(reserved, (len(members), 1))
+    return bank.train(features, labels, students, recipe, seed + 1, targets=targets, **options)
+
+
+def self_distill(features, labels, members, recipe, seed, n_parts=10, n_absent=4, **options):
+    """Share a student that learned, for each member, from models that had not seen this member (SELENA).
+
+    Parameters
+    ----------
+    features, labels, members, recipe, seed
+        As in `genlib.bank.train`.
+    n_parts : int
+        Models that teach one student.
+    n_absent : int
+        How many of them each member is left out of; from 1 to below `n_parts`.
+    **options
+        Further arguments of `genlib.bank.train`, as ``cache``.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, k) float32, logits of the students.
+
+    Raises
+    ------
+    ValueError
+        When `n_absent` is not from 1 to below `n_parts`.
+
+    References
+    ----------
+    Tang et al.: "Mitigating membership inference attacks by self-distillation through a novel ensemble architecture",
+    USENIX Security 2022, algorithms 1 and 2 (there K = 25 and L = 10).
+
+    Examples
+    --------
+    >>> from genlib import membership
+    >>> from genlib.recipes import Recipe
+    >>> labels, x = np.arange(40) % 2, np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    >>> members = membership.paired_halves(labels, n_models=2, seed=0)
+    >>> self_distill(x, labels, members, Recipe("softmax", epochs=2), 0, n_parts=4, n_absent=2, progress=False).shape
+    (2, 40, 2)
+    """
+    if not 1 <= n_absent < n_parts:
+        raise ValueError(f"n_absent={n_absent}: each member is left out of 1 to {n_parts - 1} of {n_parts} models")
+    absent = absences(members, n_parts, n_absent, seed)
+    parts = (members[:, None, :] & ~absent).reshape(-1, members.shape[1])
+    taught = bank.train(features, labels, parts, recipe, seed + 2, **options)
+    answers = softmax(taught.astype(np.float64), axis=2).reshape(*absent.shape, -1)
+    targets = (answers * absent[..., None]).sum(axis=1) / n_absent
+    return bank.train(features, labels, members, recipe, seed + 1, targets=targets.astype(np.float32), **options)
+
+
+def absences(members, n_parts, n_absent, seed):
+    """Draw which of a student's teachers each patient is left out of.
+
+    Parameters
+    ----------
+    members : numpy.ndarray
+        (M, n) bool.
+    n_parts, n_absent, seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n_parts, n) bool; `n_absent` of each patient's column are True.
+
+    Examples
+    --------
+    >>> absences(np.ones((1, 3), bool), n_parts=5, n_absent=2, seed=0).sum(axis=1)
+    array([[2, 2, 2]])
+    """
+    order = np.random.default_rng([seed, 22]).random((len(members), n_parts, members.shape[1])).argsort(axis=1)
+    return order < n_absent
 
 
 def _logs(probability):

@@ -255,12 +255,17 @@ def forward(structure, pre, weights, dropout=None, step=0):
 def losses(logits, labels, smooth=None):
     """Cross-entropy of each patient, with label smoothing where given: targets (1 - a) one-hot + a / k, as Keras' own.
 
+    Labels are classes (n,) int or, for distillation, soft targets (n, k).
+
     Examples
     --------
     >>> losses(tf.zeros((1, 2)), tf.zeros(1, tf.int32)).numpy().round(4)
     array([0.6931], dtype=float32)
     """
-    plain = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if labels.dtype.is_floating:
+        plain = tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+    else:
+        plain = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if smooth is None:
         return plain
     return (1 - smooth) * plain - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
@@ -359,7 +364,7 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     patients : Patients
         From `prepare`.
     labels : numpy.ndarray
-        (n,) int; rows beyond the first n are queries.
+        (n,) int, or (n, k) soft targets; rows beyond the first n are queries.
     members : numpy.ndarray
         (n,) bool.
     recipe : genlib.recipes.Recipe
@@ -421,7 +426,7 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     }  # fmt: skip
     dense_updates = bool(recipe.momentum or recipe.l2)
     run = _compiled(structure, in_row_space, dense_updates, recipe.dropout > 0, recipe.label_smoothing > 0)
-    labels, steps = labels[filled].astype(np.int32), np.int32(len(batches[1]))
+    labels, steps = labels[filled].astype(np.int32 if labels.ndim == 1 else dtype), np.int32(len(batches[1]))
     logits, first, scale, rest = run(
         inputs, everyone, starts, begun, labels, rows, weight, steps, first, start[1:], hyper
     )

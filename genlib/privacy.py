@@ -367,6 +367,6 @@ def statement(recipe, n, panel=None, released=False):
         f"{n} members), accounted for by dp_accounting's privacy loss distributions. The preprocessing is per patient "
         f"or public and costs nothing. Features are {genes}. Not covered: the choice of hyperparameters; the choice of "
         "the cohort's genes by variance and missing values; labels that were called by comparing patients with one "
-        "another; the class list and the nominal number of members, which are taken as public; floating-point "
-        f"rounding and the random number generator. {noise}"
+        "another; the panel, published centroids and prevalence, the class list and the nominal number of members, "
+        f"which are taken as public; floating-point rounding and the random number generator. {noise}"
     )

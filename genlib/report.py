@@ -108,6 +108,7 @@ def select(table, **where):
 def _settings(table):
     """Settings of training with at least one attack against them: features, epsilon in words, their rows."""
     trained = select(table, notebook="04_dp_sgd")
+    trained = trained[trained["set"] != "fault"]
     for (features, epsilon), part in trained.groupby(["features", "epsilon"], dropna=False, sort=False):
         if len(select(part, metric="AUC")):
             yield features, "none" if np.isnan(epsilon) else f"{epsilon:g}", part

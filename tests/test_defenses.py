@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from genlib import attacks, defenses
+from genlib import attacks, bank, defenses, membership, metrics
+from genlib.recipes import Recipe
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (4, 50, 5))
 
@@ -77,3 +78,81 @@ def test_noise_is_the_same_for_who_asks_again_and_another_for_another_seed():
 def test_a_strength_that_cannot_be_is_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+# --- distillation ---------------------------------------------------------------------------------------------------
+
+RECIPE = Recipe("softmax", epochs=20, learning_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 3
+    return (rng.normal(size=(3, 100))[labels] + 2 * rng.normal(size=(80, 100))).astype(np.float32), labels
+
+
+def test_soft_targets_that_are_labels_train_as_labels_do(cohort):
+    x, labels = cohort
+    members = membership.paired_halves(labels, 2, seed=0)
+    targets = np.broadcast_to(np.eye(3, dtype=np.float32)[labels], (2, 80, 3))
+    hard = bank.train(x, labels, members, RECIPE, 0, progress=False)
+    soft = bank.train(x, labels, members, RECIPE, 0, targets=targets, progress=False)
+    np.testing.assert_allclose(soft, hard, atol=1e-4)
+
+
+def test_a_student_meets_no_member_but_through_its_teacher(cohort):
+    # The same teachers' answers for the reserved, other members' profiles: the student is the same.
+    x, labels = cohort
+    reserved = membership.reserve(labels, 0.4, seed=0)
+    members = membership.paired_halves(labels, 2, seed=0, reserved=reserved)
+    options = {"engine": "genes", "progress": False}
+    students = defenses.distill(x, labels, members, reserved, RECIPE, 0, 2.0, **options)
+    teachers = bank.train(x, labels, members, RECIPE, 0, **options)
+    targets = softmax(teachers.astype(float) / 2.0, axis=2).astype(np.float32)
+    changed = x.copy()
+    changed[~reserved] = 0
+    alone = bank.train(changed, labels, np.tile(reserved, (2, 1)), RECIPE, 1, targets=targets, **options)
+    np.testing.assert_allclose(alone[:, reserved], students[:, reserved], atol=1e-5)
+    with pytest.raises(ValueError, match="nobody is reserved"):
+        defenses.distill(x, labels, members, np.zeros(80, bool), RECIPE, 0)
+
+
+def test_every_patient_is_left_out_of_as_many_teachers_as_was_said_and_of_others_each_time():
+    absent = defenses.absences(np.ones((4, 200), bool), n_parts=10, n_absent=4, seed=0)
+    assert (absent.sum(axis=1) == 4).all()
+    np.testing.assert_allclose(absent.mean(axis=(0, 2)), 0.4, atol=0.06)
+    assert not (absent[0] == absent[1]).all()
+    for wrong in (0, 10):
+        with pytest.raises(ValueError, match=f"n_absent={wrong}"):
+            defenses.self_distill(np.ones((4, 2)), np.arange(4) % 2, np.ones((1, 4), bool), RECIPE, 0, n_absent=wrong)
+
+
+def test_self_distillation_teaches_a_member_by_models_without_it(cohort, monkeypatch):
+    x, labels = cohort
+    members = membership.paired_halves(labels, 2, seed=0)
+    asked = []
+    train = bank.train
+
+    def watched(*arguments, **options):
+        asked.append((arguments[2], options.get("targets")))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(bank, "train", watched)
+    defenses.self_distill(x, labels, members, RECIPE, 0, n_parts=5, n_absent=2, progress=False)
+    (parts, _), (students, targets) = asked
+    np.testing.assert_array_equal(students, members)
+    parts = parts.reshape(2, 5, 80)
+    assert (parts.sum(axis=1)[members] == 3).all() and not parts.transpose(0, 2, 1)[~members].any()
+    np.testing.assert_allclose(targets.sum(axis=2), 1, atol=1e-5)
+
+
+def test_self_distillation_leaves_less_for_the_attack(cohort):
+    x, labels = cohort
+    members = membership.paired_halves(labels, 16, seed=0)
+    plain = bank.train(x, labels, members, RECIPE, 0, progress=False)
+    distilled = defenses.self_distill(x, labels, members, RECIPE, 0, progress=False)
+    found = [
+        metrics.auc(attacks.lira(logits, labels, members, variance="pooled"), members) for logits in (plain, distilled)
+    ]
+    assert found[1] < found[0] - 0.05
