@@ -4,7 +4,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import rdp
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from genlib import models, privacy
 from genlib.recipes import Privacy, Recipe
@@ -149,6 +149,62 @@ def test_the_curve_of_sampled_steps_lies_between_guessing_and_its_epsilon_and_ri
     assert (bound >= fpr - 1e-9).all() and (np.diff(bound) >= -1e-12).all()
     assert (bound <= np.minimum(1, np.exp(epsilon) * fpr + 1e-5) + 1e-3).all()
     assert (privacy.trade_off(fpr, 2.0, 120, rate=32 / 384) >= bound - 1e-9).all()
+
+
+def attack_on_the_sum(sigma, steps, rate, cut):
+    """Rates of the attack that adds up all steps' sums and calls a member whoever is above the cut."""
+    times = np.arange(steps + 1)
+    tpr = (binom.pmf(times, steps, rate) * norm.sf(cut[:, None], times, sigma * np.sqrt(steps))).sum(axis=1)
+    return norm.sf(cut, 0, sigma * np.sqrt(steps)), tpr
+
+
+SAMPLED = [(1.0, 50, 0.1), (3.0, 120, 1 / 12), (2.0, 100, 0.5), (0.8, 20, 0.02)]
+
+
+@pytest.mark.parametrize("sigma, steps, rate", SAMPLED)
+def test_no_epsilon_of_sampled_steps_is_below_what_an_attack_on_their_sum_reaches(sigma, steps, rate):
+    cut = np.linspace(-8 * sigma * np.sqrt(steps), steps + 8 * sigma * np.sqrt(steps), 4001)
+    fpr, tpr = attack_on_the_sum(sigma, steps, rate, cut)
+    epsilon = privacy.accountant_epsilon(sigma, steps, 1e-5, rate)
+    # Both orders: more true than false positives, and more true than false negatives.
+    assert (tpr - np.exp(epsilon) * fpr).max() <= 1e-5 and ((1 - fpr) - np.exp(epsilon) * (1 - tpr)).max() <= 1e-5
+    # The bound is not idle: at half of its epsilon the same attack would break it. (Where a patient is hardly ever
+    # drawn, a sum over all steps is too weak an attack to show that.)
+    assert rate < 0.05 or (tpr - np.exp(epsilon / 2) * fpr).max() > 1e-5
+
+
+@pytest.mark.parametrize("sigma, steps, rate", SAMPLED)
+def test_no_attack_on_the_sum_of_sampled_steps_lies_above_the_trade_off_curve(sigma, steps, rate):
+    cut = np.linspace(-4 * sigma * np.sqrt(steps), steps + 4 * sigma * np.sqrt(steps), 400)
+    for sign in (1, -1):
+        fpr, tpr = attack_on_the_sum(sigma, steps, rate, cut)
+        fpr, tpr = (fpr, tpr) if sign > 0 else (1 - tpr, 1 - fpr)
+        assert (privacy.trade_off(fpr, sigma, steps, rate) >= tpr - 1e-9).all()
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_the_trade_off_curve_rises_from_nothing_to_one_and_more_steps_or_less_noise_lift_it(rate):
+    fpr = np.linspace(0, 1, 201)
+    curve = privacy.trade_off(fpr, 3.0, 60, rate)
+    assert (np.diff(curve) >= -1e-12).all() and (curve >= fpr - 1e-9).all() and curve[-1] == 1 and curve[0] < 1e-4
+    assert (privacy.trade_off(fpr, 3.0, 120, rate) >= curve - 1e-9).all()
+    assert (privacy.trade_off(fpr, 1.5, 60, rate) >= curve - 1e-9).all()
+    assert privacy.trade_off(0.1, 3.0, 60, rate).shape == () and privacy.trade_off(fpr[None], 3.0, 60, rate).ndim == 2
+
+
+@pytest.mark.parametrize("epsilon, batch_size, epochs", [(0.1, 8, 3), (1.0, 64, 20), (8.0, 32, 10), (3.0, 383, 4)])
+def test_over_many_batch_sizes_the_promise_is_kept_and_at_most_one_percent_wasted(epsilon, batch_size, epochs):
+    recipe = Recipe("softmax", epochs=epochs, batch_size=batch_size, privacy=Privacy(epsilon))
+    mechanism = privacy.mechanism(recipe, 384)
+    spent = privacy.accountant_epsilon(mechanism.noise, mechanism.steps, 1e-5, mechanism.rate)
+    assert 0.99 * epsilon <= spent <= epsilon
+    assert mechanism.rate * mechanism.steps >= epochs - 1e-9  # never fewer passes than asked for
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, np.nan])
+def test_a_rate_that_is_no_chance_is_an_error(rate):
+    with pytest.raises(ValueError, match="the rate"):
+        privacy.accountant_epsilon(1.0, 3, 1e-5, rate)
 
 
 # --- what is trained ------------------------------------------------------------------------------------------------
