@@ -133,8 +133,8 @@ def train(
     members : numpy.ndarray
         (M, n) bool; row m says who trains model m.
     recipe : genlib.recipes.Recipe or sequence of them
-        One for all models, or one a model; those of one bank may differ in learning rate, momentum, L2, dropout and
-        label smoothing, and private ones in all of their privacy, batch size, epochs and averaging too.
+        One for all models, or one a model; those of one bank may differ in learning rate, momentum, L2, dropout,
+        label smoothing, mixup and relax, and private ones in their privacy, batch size, epochs and averaging too.
     seed : int
         Model m draws its start, batches and dropout from (seed, m).
     queries : numpy.ndarray, optional
@@ -259,13 +259,20 @@ def _check(features, labels, members, recipes, n, reserved):
     n_classes = int(labels.max()) + 1
     if recipes[0].class_weights and len(recipes[0].class_weights) != n_classes:
         raise ValueError(f"{len(recipes[0].class_weights)} class weights for {n_classes} classes; give one for each")
-    free = {"learning_rate": 1.0, "momentum": 0.0, "l2": 0.0, "dropout": 0.0, "label_smoothing": 0.0}
+    free = dict.fromkeys(("momentum", "l2", "dropout", "label_smoothing", "mixup", "relax"), 0.0) | {
+        "learning_rate": 1.0
+    }
     if all(one.privacy for one in recipes):
         if len({one.privacy.noisy_mean for one in recipes}) > 1:
             raise ValueError("some recipes of this bank have a noisy mean and some have none; train them apart")
         free |= {"privacy": recipes[0].privacy, "batch_size": None, "epochs": 1, "average": 0.0}
     if len({dataclasses.replace(one, **free) for one in recipes}) > 1:
         raise ValueError(f"the recipes of one bank may differ in {', '.join(free)} only; train the others apart")
+
+
+def _check_keras(recipes):
+    if recipes[0].mixup or recipes[0].relax:
+        raise ValueError("mixup and relax are for the study's own engines and SGD; leave engine='keras' out")
 
 
 def _check_fault(fault, recipes):
@@ -324,6 +331,8 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets,
     """Train the missing models, and give each as it is finished."""
     if engine == "keras" and (fault or start is not None):
         raise ValueError("a fault or a start of one's own is for the study's own engines; leave engine='keras' out")
+    if engine == "keras":
+        _check_keras(recipes)
     if engine == "keras":
         for m in missing:
             yield m, _train_keras(rows, labels, members[m], recipes[m], (seed, m), n, held_out, m in keep)

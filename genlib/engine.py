@@ -271,31 +271,92 @@ def losses(logits, labels, smooth=None):
     return (1 - smooth) * plain - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
 
 
+def relaxed(logits, labels, weight, target, ascend):
+    """Loss of a batch that holds to a mean loss instead of going below it.
+
+    Above the target it is the cross-entropy. Below, by turns of epochs, it is that with the other sign, or the
+    cross-entropy with labels that spread what a model is unsure of evenly over the other classes.
+
+    Parameters
+    ----------
+    logits : tf.Tensor
+        (b, k).
+    labels : tf.Tensor
+        (b,) int.
+    weight : tf.Tensor
+        (b,) 1 / size for those who count, 0 for padding.
+    target : tf.Tensor
+        Mean loss to hold to.
+    ascend : tf.Tensor
+        bool, True in epochs of ascent.
+
+    Returns
+    -------
+    tf.Tensor
+        Scalar.
+
+    References
+    ----------
+    Chen, Yu, Fritz: "RelaxLoss: defending membership inference attacks without losing utility", ICLR 2022, algorithm 1.
+
+    Examples
+    --------
+    >>> float(relaxed(tf.constant([[9.0, 0.0]]), tf.constant([0]), tf.ones(1), tf.constant(1.0), tf.constant(True))) < 0
+    True
+    """
+    mean = tf.reduce_sum(weight * losses(logits, labels))
+    classes = tf.shape(logits)[1]
+    true = tf.one_hot(labels, classes, dtype=logits.dtype)
+    sure = tf.stop_gradient(tf.reduce_sum(true * tf.nn.softmax(logits), axis=1, keepdims=True))
+    spread = true * sure + (1 - true) * (1 - sure) / tf.cast(classes - 1, logits.dtype)
+    right = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+    flat = tf.reduce_sum(weight * losses(logits, tf.where(right[:, None], spread, true)))
+    return tf.where(mean > target, mean, tf.where(ascend, -mean, flat))
+
+
 @functools.lru_cache(maxsize=32)
-def _compiled(structure, in_row_space, dense_updates, dropout, smoothing):
+def _compiled(structure, in_row_space, dense_updates, dropout, smoothing, mixing, relaxing):
     """One XLA function a structure; switches that change what is computed are part of its name."""
 
     def step_once(step, state, data, hyper):
         first, speed, scale, scale_speed, weights, speeds = state
-        inputs, starts, labels, rows, weight = data
+        inputs, starts, labels, rows, weight, partners, shares = data
         row, w = rows[step], weight[step]
-        x = tf.gather(inputs, row)
+        other, share = (partners[step], shares[step]) if mixing else (row, None)
+
+        def of(values):
+            """Values of the batch's patients, mixed in pairs where the recipe says so."""
+            own = tf.gather(values, row)
+            return share * own + (1 - share) * tf.gather(values, other) if mixing else own
+
+        def back(delta, onto):
+            """Add what comes back to a batch to the rows that it came from."""
+            if not mixing:
+                return tf.tensor_scatter_nd_add(onto, row[:, None], delta)
+            onto = tf.tensor_scatter_nd_add(onto, row[:, None], share * delta)
+            return tf.tensor_scatter_nd_add(onto, other[:, None], (1 - share) * delta)
+
+        x = of(inputs)
         pre = x @ first
         if in_row_space:
-            pre += scale * tf.gather(starts, row)
+            pre += scale * of(starts)
         with tf.GradientTape() as tape:
             tape.watch([pre, *weights])
             logits, _ = forward(structure, pre, weights, hyper if dropout else None, step)
-            loss = tf.reduce_sum(w * losses(logits, tf.gather(labels, row), hyper["smooth"] if smoothing else None))
+            if relaxing:
+                ascend = (step // hyper["per_epoch"]) % 2 == 0
+                loss = relaxed(logits, tf.gather(labels, row), w, hyper["relax"], ascend)
+            else:
+                loss = tf.reduce_sum(w * losses(logits, of(labels), hyper["smooth"] if smoothing else None))
         delta, *grads = tape.gradient(loss, [pre, *weights])
         rate, momentum, decay = hyper["rate"], hyper["momentum"], 2 * hyper["l2"]
         if not dense_updates and in_row_space:
             # Without momentum and decay a step moves only the rows of its own patients.
-            first = tf.tensor_scatter_nd_sub(first, row[:, None], rate * delta)
+            first = back(-rate * delta, first)
             weights = [v - rate * g for v, g in zip(weights, grads, strict=True)]
             return first, speed, scale, scale_speed, weights, speeds
         if in_row_space:
-            grad = tf.tensor_scatter_nd_add(decay * first, row[:, None], delta)
+            grad = back(delta, decay * first)
         else:
             grad = tf.matmul(x, delta, transpose_a=True) + decay * first
         speed = momentum * speed + grad
@@ -307,10 +368,10 @@ def _compiled(structure, in_row_space, dense_updates, dropout, smoothing):
         return first - rate * speed, speed, scale - rate * scale_speed, scale_speed, weights, speeds
 
     @tf.function(jit_compile=True)
-    def run(inputs, everyone, starts, starts_everyone, labels, rows, weight, steps, first, weights, hyper):
+    def run(inputs, everyone, starts, starts_everyone, labels, rows, weight, mix, steps, first, weights, hyper):
         one = tf.ones([], first.dtype)
         state = (first, tf.zeros_like(first), one, 0 * one, weights, [tf.zeros_like(w) for w in weights])
-        data = (inputs, starts, labels, rows, weight)
+        data = (inputs, starts, labels, rows, weight, *mix)
         state = tf.while_loop(
             lambda step, state: step < steps,
             lambda step, state: (step + 1, step_once(step, state, data, hyper)),
@@ -371,7 +432,8 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
         With SGD; its learning rate, momentum, l2, dropout and label smoothing.
     structure : Structure
     batches : (numpy.ndarray, numpy.ndarray)
-        Rows (steps, width) and sizes (steps,), as `genlib.bank.draw_batches`.
+        Rows (steps, width) and sizes (steps,), as `genlib.bank.draw_batches`. Mixup draws its pairs and shares from
+        `dropout_seed`.
     start : list of numpy.ndarray
         As `draw_start`; in row space the first kernel is in the basis (r, h), or on genes (d, h).
     dropout_seed : int
@@ -422,13 +484,20 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     hyper = {
         "rate": dtype.type(recipe.learning_rate), "momentum": dtype.type(recipe.momentum), "l2": dtype.type(recipe.l2),
         "keep": dtype.type(1 - recipe.dropout), "smooth": dtype.type(recipe.label_smoothing),
-        "seed": np.int32(dropout_seed),
+        "seed": np.int32(dropout_seed), "relax": dtype.type(recipe.relax),
+        "per_epoch": np.int32(max(1, len(batches[1]) // recipe.epochs)),
     }  # fmt: skip
     dense_updates = bool(recipe.momentum or recipe.l2)
-    run = _compiled(structure, in_row_space, dense_updates, recipe.dropout > 0, recipe.label_smoothing > 0)
+    run = _compiled(
+        structure, in_row_space, dense_updates, recipe.dropout > 0, recipe.label_smoothing > 0, recipe.mixup > 0,
+        recipe.relax > 0,
+    )  # fmt: skip
+    if recipe.mixup and labels.ndim == 1:
+        labels = np.eye(structure.shapes[-1][1])[labels]
+    mix = _pairs(rows, batches[1], recipe.mixup, dropout_seed, dtype)
     labels, steps = labels[filled].astype(np.int32 if labels.ndim == 1 else dtype), np.int32(len(batches[1]))
     logits, first, scale, rest = run(
-        inputs, everyone, starts, begun, labels, rows, weight, steps, first, start[1:], hyper
+        inputs, everyone, starts, begun, labels, rows, weight, mix, steps, first, start[1:], hyper
     )
 
     def weights():
@@ -450,6 +519,18 @@ def _steps(rows, sizes, steps_padded, width, dtype):
     weight = np.zeros(padded.shape, dtype)
     weight[: len(rows)] = (np.arange(width) < sizes[:, None]) / sizes[:, None]
     return padded, weight
+
+
+def _pairs(rows, sizes, mixup, seed, dtype):
+    """With whom each patient of a batch is mixed, in its own batch, and the share that stays its own; one a step."""
+    partners, shares = np.zeros((1, 1), np.int32), np.ones(1, dtype)
+    if mixup:
+        rng = np.random.default_rng([seed, 23])
+        partners, shares = rows.copy(), np.ones(len(rows), dtype)
+        shares[: len(sizes)] = rng.beta(mixup, mixup, len(sizes))
+        for partner, row, size in zip(partners, rows, sizes, strict=False):
+            partner[:size] = rng.permutation(row[:size])
+    return partners, shares
 
 
 def _start_on_genes(patients, kernel, begun, scale, seed):

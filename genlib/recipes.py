@@ -81,6 +81,10 @@ class Recipe:
         Share of hidden units dropped while training, from 0 to below 1.
     label_smoothing : float
         Share a of the target that is spread evenly over all classes, from 0 to below 1.
+    mixup : float
+        Above 0, patients are mixed in pairs with shares drawn from Beta(mixup, mixup), once a step.
+    relax : float
+        Above 0, the mean loss of a batch that training holds to instead of going below (RelaxLoss).
     class_weights : tuple of float, optional
         Weight of each class's loss. With privacy from published prevalence, never from the members' own counts.
     patience : int
@@ -116,6 +120,8 @@ class Recipe:
     l2: float = 0.0
     dropout: float = 0.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    relax: float = 0.0
     class_weights: tuple | None = None
     patience: int = 0
     average: float = 0.0
@@ -138,8 +144,13 @@ class Recipe:
         for name in ("momentum", "dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 and below 1")
-        if not (self.l2 >= 0 and math.isfinite(self.l2)):
-            raise ValueError(f"l2={self.l2}: must be a finite number of at least 0")
+        for name in ("l2", "mixup", "relax"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name}={getattr(self, name)}: must be a finite number of at least 0")
+        if (self.mixup or self.relax) and (self.privacy or self.label_smoothing or self.class_weights):
+            raise ValueError("mixup and relax are for training without privacy, label smoothing and class weights")
+        if self.mixup and self.relax:
+            raise ValueError(f"mixup={self.mixup} with relax={self.relax}: choose one of the two")
         if self.patience < 0:
             raise ValueError(f"patience={self.patience}: must be at least 0 (0: no early stopping)")
         if not 0 <= self.average <= 1:

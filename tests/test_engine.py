@@ -33,6 +33,19 @@ RECIPES = {
     ),
     "softmax": Recipe("softmax", epochs=667, batch_size=8, learning_rate=0.005, momentum=0.9, l2=1e-3),
     "smoothing": Recipe("mlp", hidden=(16,), epochs=667, batch_size=8, learning_rate=0.005, label_smoothing=0.1),
+    "mixup": Recipe("mlp", hidden=(16,), epochs=667, batch_size=8, learning_rate=0.005, mixup=0.4),
+    "mixup, all": Recipe(
+        "mlp",
+        hidden=(16, 8),
+        epochs=667,
+        batch_size=8,
+        learning_rate=0.005,
+        momentum=0.9,
+        l2=1e-3,
+        dropout=0.3,
+        mixup=1.0,
+    ),
+    "relax": Recipe("mlp", hidden=(16,), epochs=100, batch_size=8, learning_rate=0.005, relax=0.5),
     "full batch": Recipe("mlp", hidden=(16,), epochs=2000, batch_size=None, learning_rate=0.05, momentum=0.9),
 }
 
@@ -159,3 +172,78 @@ def test_an_epoch_sees_every_member_once_in_batches_of_nearly_equal_size():
     for epoch in range(3):
         seen = np.concatenate([rows[s, : sizes[s]] for s in range(13 * epoch, 13 * epoch + 13)])
         assert sorted(seen) == list(range(385))
+
+
+# --- mixup and RelaxLoss --------------------------------------------------------------------------------------------
+
+
+def softmax_steps(recipe, gradient, n=12, d=30):
+    """Logits of the engine, and of a softmax regression in numpy whose steps come from `gradient`."""
+    rng = np.random.default_rng(0)
+    x, labels, members = rng.normal(size=(n, d)), rng.integers(0, 3, n), np.ones(n, bool)
+    structure = engine.structure_for(recipe, d, 3)
+    start = engine.draw_start(structure, [0], dtype=np.float64)
+    rows, sizes = bank.draw_batches(n, recipe.epochs, recipe.batch_size, [0])
+    patients = engine.prepare(x, in_row_space=True)
+    ours, _ = engine.train_one(patients, labels, members, recipe, structure, (rows, sizes), start, dropout_seed=5)
+    w, b = start
+    for step, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        inputs, error = gradient(x, labels, row[:size], w, b, step, step // (len(sizes) // recipe.epochs))
+        w, b = w - recipe.learning_rate * inputs.T @ error / size, b - recipe.learning_rate * error.sum(axis=0) / size
+    return ours, x @ w + b
+
+
+def probabilities(logits):
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_mixup_is_that_of_a_naive_loop():
+    recipe = Recipe("softmax", epochs=3, batch_size=5, learning_rate=0.1, mixup=0.4)
+    rows, sizes = bank.draw_batches(12, 3, 5, [0])
+    padded = np.zeros((len(rows), 5), np.int32)
+    padded[:, : rows.shape[1]] = rows
+    partners, shares = engine._pairs(padded, sizes, 0.4, 5, np.float64)
+    assert len(set(shares)) == len(shares) and (shares >= 0).all() and (shares <= 1).all()
+
+    def gradient(x, labels, row, w, b, step, epoch):
+        other, share = partners[step][: len(row)], shares[step]
+        assert sorted(other) == sorted(row)
+        inputs = share * x[row] + (1 - share) * x[other]
+        target = share * np.eye(3)[labels[row]] + (1 - share) * np.eye(3)[labels[other]]
+        return inputs, probabilities(inputs @ w + b) - target
+
+    np.testing.assert_allclose(*softmax_steps(recipe, gradient), atol=1e-10)
+
+
+def test_relax_loss_is_that_of_a_naive_loop():
+    recipe = Recipe("softmax", epochs=40, batch_size=5, learning_rate=0.3, relax=0.8)
+    seen = set()
+
+    def gradient(x, labels, row, w, b, step, epoch):
+        p, true = probabilities(x[row] @ w + b), np.eye(3)[labels[row]]
+        sure = (p * true).sum(axis=1, keepdims=True)
+        if -np.log(sure).mean() > 0.8:
+            seen.add("descent")
+            return x[row], p - true
+        if epoch % 2 == 0:
+            seen.add("ascent")
+            return x[row], true - p
+        seen.add("flat")
+        spread = true * sure + (1 - true) * (1 - sure) / 2
+        right = (p.argmax(axis=1) == labels[row])[:, None]
+        return x[row], p - np.where(right, spread, true)
+
+    np.testing.assert_allclose(*softmax_steps(recipe, gradient), atol=1e-8)
+    assert seen == {"descent", "ascent", "flat"}
+
+
+def test_relax_loss_holds_the_loss_of_members_near_its_target():
+    rng = np.random.default_rng(1)
+    x, labels, members = rng.normal(size=(60, 80)).astype(np.float32), np.arange(60) % 3, np.ones((1, 60), bool)
+    losses = {}
+    for target in (0.0, 0.5, 1.0):
+        recipe = Recipe("softmax", epochs=60, batch_size=10, learning_rate=0.1, relax=target)
+        logits = bank.train(x, labels, members, recipe, 0, progress=False)[0].astype(np.float64)
+        losses[target] = -np.log(probabilities(logits)[np.arange(60), labels]).mean()
+    assert losses[0.0] < 0.1 < 0.2 < losses[0.5] < losses[1.0] < 1.4

@@ -7,7 +7,7 @@ from genlib.recipes import Privacy, Recipe
 CHANGED = {
     "architecture": "softmax", "hidden": (8,), "epochs": 7, "batch_size": None, "optimizer": "adam", "l2": 0.1,
     "learning_rate": 0.5, "momentum": 0.5, "dropout": 0.1, "label_smoothing": 0.1, "patience": 3,
-    "class_weights": (1.0, 2.0), "average": 0.5, "privacy": Privacy(1.0),
+    "mixup": 0.2, "relax": 0.5, "class_weights": (1.0, 2.0), "average": 0.5, "privacy": Privacy(1.0),
 }  # fmt: skip
 
 
@@ -46,6 +46,10 @@ def test_so_does_every_field_of_the_guarantee(change):
         ({"average": 0.5}, "only private training averages"),
         ({"average": 1.5, "privacy": Privacy(1.0)}, "average=1.5"),
         ({"class_weights": (1.0, -1.0)}, "class_weights"),
+        ({"mixup": -0.1}, "mixup=-0.1"),
+        ({"relax": float("nan")}, "relax=nan"),
+        ({"mixup": 0.2, "relax": 0.5}, "choose one of the two"),
+        ({"mixup": 0.2, "label_smoothing": 0.1}, "without privacy, label smoothing"),
         ({"privacy": Privacy(1.0, noisy_mean=True)}, "batch_size=32 with noisy_mean"),
         ({"patience": 2, "privacy": Privacy(1.0)}, "early stopping is not covered"),
     ],
