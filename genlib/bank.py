@@ -191,6 +191,8 @@ def train(
     _check_fault(fault, recipes)
     _check_targets(targets, recipes, members, engine)
     _check_center(recipes[0], center, start, rows.shape[1])
+    if center is not None and engine == "row-space":
+        raise ValueError("engine='row-space' with a center: what is subtracted lies outside of the members' span")
     if center is not None and engine == "auto":
         engine = "genes"  # what is subtracted lies outside of the members' span
     unknown = sorted(set(keep) - set(range(len(members))))

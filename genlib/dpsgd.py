@@ -169,6 +169,12 @@ def width(n, rate):
     return n if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, rate))
 
 
+def _length(rows):
+    # Relative to the largest entry: a small error has squares that underflow, and is large by a large input.
+    largest = tf.maximum(tf.reduce_max(tf.abs(rows), axis=1), rows.dtype.as_numpy_dtype(np.finfo(np.float32).tiny))
+    return largest * tf.norm(rows / largest[:, None], axis=1)
+
+
 def clipped_sum(
     structure, x, labels, weights, clip_norm, importance, dropout=None, step=0, smooth=None, same_mask=True
 ):
@@ -223,12 +229,12 @@ def clipped_sum(
         inputs = [x if given is None else given for given, _ in dense]
         return inputs, tape.gradient(loss, [out for _, out in dense])
 
-    def squared(inputs, errors):
+    def lengths(inputs, errors):
         parts = [
-            (tf.reduce_sum(given**2, axis=1) + 1) * tf.reduce_sum(error**2, axis=1)
+            tf.sqrt(tf.reduce_sum(given**2, axis=1) + 1) * _length(error)
             for given, error in zip(inputs, errors, strict=True)
         ]
-        return tf.add_n(parts)
+        return tf.norm(tf.stack(parts, axis=1), axis=1)
 
     inputs, errors = errors_of(dropout)
     if clip_norm is None:
@@ -236,7 +242,7 @@ def clipped_sum(
             (tf.matmul(x, e, transpose_a=True), tf.reduce_sum(e, axis=0)) for x, e in zip(inputs, errors, strict=True)
         ]
         return [part for pair in parts for part in pair], None
-    norms = tf.sqrt(squared(inputs, errors) if same_mask else squared(*errors_of(None)))
+    norms = lengths(inputs, errors) if same_mask else lengths(*errors_of(None))
     finite = tf.math.is_finite(norms)
     factor = tf.where(finite & (norms > clip_norm), clip_norm / norms, tf.ones_like(norms))
     sums = []
@@ -424,6 +430,7 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         pre[space.others] += patients.rows[space.others] @ known - space.everyone[space.others] @ _into(known, space)
     logits = engine.forward(structure, tf.constant(pre.astype(dtype)), trained[1:])[0].numpy()
 
+    @functools.cache
     def weights():
         if patients.inner is None:
             return [trained[0], trained[1] - offset @ trained[0], *trained[2:]]
@@ -512,7 +519,7 @@ def _space(patients, who, padded):
     else:
         everyone = inner[:, who] @ lower / (lower**2).sum(axis=0)
     outside = inner[np.ix_(others, others)] - everyone[others] @ everyone[others].T
-    residual = engine.factor(outside.astype(dtype)) if len(others) else np.zeros((0, 0))
+    residual = engine.factor(outside.astype(dtype), np.diag(inner).max()) if len(others) else np.zeros((0, 0))
     inputs = np.zeros((n_padded, n_padded), dtype)
     inputs[: len(who), : lower.shape[1]] = lower
     wide = np.zeros((len(inner), n_padded), dtype)
@@ -571,6 +578,7 @@ def _on_genes(patients, space, trained, outside, spread, rng):
     free -= axes.T @ (axes @ free)
     # The other rows have seen this noise already: given that, the rest of it is drawn.
     beyond = rows[space.others] - space.everyone[space.others, :rank].astype(np.float64) @ axes
-    gap = space.residual @ outside - beyond @ free
-    free += beyond.T @ np.linalg.lstsq(beyond @ beyond.T, gap, rcond=1e-8)[0]
+    # `residual` says how they lie on axes of their own outside of the span; along those, it is what they saw.
+    seen = np.linalg.lstsq(space.residual, beyond, rcond=None)[0]
+    free += seen.T @ (outside - seen @ free)
     return axes.T @ trained[:rank] + free

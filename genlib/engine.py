@@ -171,13 +171,15 @@ def basis(rows):
     return factor(inner).astype(rows.dtype), inner
 
 
-def factor(inner):
+def factor(inner, scale=0.0):
     """Split a matrix of inner products into coordinates: F with F F^T equal to it, and as few columns as that needs.
 
     Parameters
     ----------
     inner : numpy.ndarray
         (R, R), symmetric, no negative eigenvalues but by rounding.
+    scale : float
+        Largest square from which `inner` was computed, whose rounding fills no direction; by default its own.
 
     Returns
     -------
@@ -194,13 +196,13 @@ def factor(inner):
     try:
         lower = scipy.linalg.cholesky(wide, lower=True)
         # A column that rounding alone fills is no direction of its own.
-        if np.diag(lower).min() ** 2 > slack * np.diag(wide).max():
+        if np.diag(lower).min() ** 2 > slack * max(np.diag(wide).max(), scale):
             return lower
     except scipy.linalg.LinAlgError:
         pass
     # Repeated or dependent rows: the eigenvectors span the same space with fewer columns.
     values, vectors = scipy.linalg.eigh(wide)
-    kept = values > max(values[-1], 0) * slack
+    kept = values > max(values[-1], scale) * slack
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
@@ -262,6 +264,7 @@ def losses(logits, labels, smooth=None):
     >>> losses(tf.zeros((1, 2)), tf.zeros(1, tf.int32)).numpy().round(4)
     array([0.6931], dtype=float32)
     """
+    labels = tf.convert_to_tensor(labels)
     if labels.dtype.is_floating:
         plain = tf.nn.softmax_cross_entropy_with_logits(labels, logits)
     else:

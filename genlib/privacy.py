@@ -309,6 +309,14 @@ def release(features, labels, recipe, n, start=None, center=None):
     """
     features, labels = np.ascontiguousarray(features, np.float32), np.asarray(labels)
     k = int(labels.max()) + 1
+    if recipe.privacy and recipe.privacy.noisy_mean != (center is not None):
+        raise ValueError("a recipe with noisy_mean needs a center, and a center such a recipe; see signatures.center")
+    if not np.isfinite(features).all():
+        raise ValueError("features hold missing or infinite values; see cohorts.load, which refuses them")
+    if recipe.class_weights and len(recipe.class_weights) != k:
+        raise ValueError(f"{len(recipe.class_weights)} class weights for {k} classes; give one for each")
+    if start is not None and len(start[0]) != features.shape[1]:
+        raise ValueError(f"the start's first kernel has {len(start[0])} rows for {features.shape[1]} features")
     planned = mechanism(recipe, n)
     structure = engine.structure_for(recipe, features.shape[1], k)
     in_row_space = len(features) < features.shape[1] and center is None

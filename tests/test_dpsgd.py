@@ -100,7 +100,7 @@ EXTREME = {"ordinary": 1.0, "huge": 1e25, "tiny": 1e-30, "infinite": np.inf, "mi
 @pytest.mark.parametrize("keep", [1.0, 0.8, 0.3])
 def test_no_applied_gradient_is_longer_than_the_clip_norm(kind, recipe, keep):
     structure = structure_of(dataclasses.replace(recipe, dropout=0.5 if recipe.architecture == "mlp" else 0.0))
-    x, y = case()
+    x, y = case(n=8)
     x[:5] *= np.float32(EXTREME[kind])
     for clip_norm in (1e-3, 1.0):
         weights = random_weights(structure, 3, scale=5.0)
@@ -579,15 +579,29 @@ def test_weights_that_are_asked_for_twice_are_the_same_weights():
     np.testing.assert_array_equal(weights()[0], weights()[0])
 
 
-def test_released_weights_give_the_logits_also_where_all_others_are_copies_of_members():
-    x, y = case(n=12)
-    rows, members = np.vstack([x, x]), np.arange(24) < 12
-    mechanism, rng = Mechanism(1.0, 2.0, 1.0, steps=12, divisor=12.0), np.random.default_rng(0)
-    logits, weights = dpsgd.train_one(
-        engine.prepare(rows, True), np.tile(y, 2), members, SOFTMAX, mechanism, structure_of(SOFTMAX), rng
-    )
-    kernel, bias = weights()
-    np.testing.assert_allclose(rows @ kernel + bias, logits, atol=0.02)
+def others_like(kind, x, rng):
+    """Rows of others that hardly, or only in part, leave the span of members x."""
+    if kind == "low rank":
+        return rng.normal(size=(len(x), len(x))) @ x / 4
+    near = x + {"copies": 0, "near copies": 1e-5}.get(kind, 1e-3) * rng.normal(size=x.shape)
+    return np.vstack([near, rng.normal(size=(4, x.shape[1]))]) if kind == "near copies and others" else near
+
+
+@pytest.mark.parametrize("kind", ["copies", "near copies", "near copies and others", "low rank"])
+def test_released_weights_give_the_logits_and_have_all_their_noise_where_others_hardly_leave_the_members_span(kind):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, D))
+    rows = np.vstack([x, others_like(kind, x, rng)]).astype(np.float32)
+    members, y = np.arange(len(rows)) < 12, rng.integers(0, K, len(rows))
+    mechanism, structure = Mechanism(1.0, 2.0, 1.0, steps=12, divisor=12.0), structure_of(SOFTMAX)
+    logits, kernels = runs(SOFTMAX, mechanism, True, range(20), rows, y, members)
+    # Compared up to the bias, which all rows share.
+    gap = rows @ kernels - logits
+    assert np.abs(gap - gap.mean(axis=1, keepdims=True)).max() < 0.02
+    kept, gathered = dpsgd.outside_span(SOFTMAX, mechanism)
+    axes = np.linalg.qr(x.T, mode="complete")[0][:, 12:]
+    outside = np.einsum("sdk,de->sek", kernels, axes)
+    assert outside.std() == pytest.approx(np.hypot(gathered, kept * structure.scales[0]), rel=0.06)
 
 
 def test_from_a_start_of_zeros_the_kernel_without_the_noise_outside_lies_in_the_span_of_the_members():
@@ -788,7 +802,7 @@ def test_a_sweep_in_one_bank_is_the_banks_of_its_recipes_row_by_row():
 @pytest.mark.parametrize("name", ["row-space", "genes"])
 def test_a_sweep_of_networks_is_the_banks_of_its_recipes_row_by_row(name):
     x, y = case()
-    members = membership.bernoulli(N, 3, seed=0)
+    members = membership.bernoulli(N, 4, seed=0)[:3]
     recipes = [
         dataclasses.replace(MLP, epochs=3),
         dataclasses.replace(MLP, epochs=2, batch_size=5, dropout=0.4, privacy=Privacy(1.0, clip_norm=0.3)),
