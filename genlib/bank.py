@@ -13,50 +13,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from genlib import dpsgd, guarded, models, privacy, results
+from genlib import autodiff, dpsgd, guarded, models, privacy, results
 from genlib import engine as fast
 from genlib.recipes import Recipe
 
 # What a model's logits depend on beside their inputs; a change of this code makes the cache start afresh.
-CODE = ("bank", "dpsgd", "engine", "guarded", "models", "privacy", "recipes")
-
-
-def draw_batches(n, epochs, batch_size, seed):
-    """Draw who is in which step: every member once an epoch, in an order of its own.
-
-    An epoch is cut into as few batches as possible, of nearly equal size. (Keras leaves a last batch of what remains:
-    with
-    385 members and batches of 32 a single patient makes a step of full length.)
-
-    Parameters
-    ----------
-    n : int
-        Number of members.
-    epochs : int
-    batch_size : int or None
-        Largest batch; None takes all members in every step.
-    seed : sequence of int
-
-    Returns
-    -------
-    rows : numpy.ndarray
-        (steps, width) int32, positions among the members.
-    sizes : numpy.ndarray
-        (steps,) int32, how many of a row count, from its beginning.
-
-    Examples
-    --------
-    >>> draw_batches(5, epochs=1, batch_size=4, seed=[0])[1]
-    array([3, 2], dtype=int32)
-    """
-    rng = np.random.default_rng(seed)
-    per_epoch = -(-n // (batch_size or n))
-    parts = [part for _ in range(epochs) for part in np.array_split(rng.permutation(n), per_epoch)]
-    sizes = np.array([len(part) for part in parts], np.int32)
-    rows = np.zeros((len(parts), sizes.max()), np.int32)
-    for row, part in zip(rows, parts, strict=True):
-        row[: len(part)] = part
-    return rows, sizes
+CODE = ("autodiff", "bank", "dpsgd", "engine", "guarded", "models", "privacy", "recipes")
 
 
 def _batches(x, y, rows, sizes):
@@ -66,7 +28,6 @@ def _batches(x, y, rows, sizes):
     return steps.map(lambda row, size: (tf.gather(x, row[:size]), tf.gather(y, row[:size])))
 
 
-COMPILED = ("softmax", "mlp")  # architectures that the compiled engines know
 ENGINES = ("auto", "row-space", "genes", "keras")
 
 
@@ -74,8 +35,9 @@ def choose_engine(recipe, n_rows, n_features):
     """Name the engine that ``engine="auto"`` takes: the fastest one that is exact for this recipe.
 
     ``"row-space"``: compiled, on inner products of patients; pays where there are fewer rows than features.
-    ``"genes"``: compiled, on the features themselves. ``"keras"``: one Keras ``fit`` a model, for what the other two do
-    not know (Adam, early stopping); with privacy it is TF-Privacy's DP-SGD, which is never chosen by itself.
+    ``"genes"``: compiled, on the features themselves; the only exact one for Adam, sparsity and convolutions.
+    ``"keras"``: one Keras ``fit`` a model, for early stopping; with privacy it is TF-Privacy's DP-SGD, which is never
+    chosen by itself.
 
     Parameters
     ----------
@@ -94,11 +56,11 @@ def choose_engine(recipe, n_rows, n_features):
     >>> choose_engine(Recipe(), 769, 4388), choose_engine(Recipe(), 769, 50)
     ('row-space', 'genes')
     >>> choose_engine(Recipe(optimizer="adam"), 769, 4388)
-    'keras'
+    'genes'
     """
-    if recipe.architecture not in COMPILED or recipe.optimizer != "sgd" or recipe.patience:
+    if recipe.patience:
         return "keras"
-    return "row-space" if n_rows < n_features else "genes"
+    return "row-space" if n_rows < n_features and autodiff.holds_in_row_space(recipe) else "genes"
 
 
 def train(
@@ -199,7 +161,8 @@ def train(
     if unknown:
         raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
-    held_out = None if reserved is None or not recipes[0].patience else np.asarray(reserved)
+    needed = recipes[0].patience or any(one.adversary for one in recipes)
+    held_out = np.asarray(reserved) if needed else None
     moved = [center.lean, center.share, center.radius] if center else []
     common = [rows, labels, n, engine, fault, *(start or []), *moved]
     paths = _paths(cache, common, recipes, members, seed, held_out, targets)
@@ -240,6 +203,20 @@ def _stored(path, with_weights):
     return None if stored and with_weights and "weights_0" not in stored else stored
 
 
+FREE = (
+    "momentum",
+    "l2",
+    "dropout",
+    "label_smoothing",
+    "confidence_penalty",
+    "mixup",
+    "relax",
+    "l1",
+    "group",
+    "adversary",
+)
+
+
 def _check(features, labels, members, recipes, n, reserved):
     if features.ndim != 2 or labels.shape != features.shape[:1] or members.shape[1:] != labels.shape:
         raise ValueError(
@@ -252,8 +229,9 @@ def _check(features, labels, members, recipes, n, reserved):
         raise ValueError("features hold missing or infinite values; see cohorts.load, which refuses them")
     if reserved is not None and (members & reserved).any():
         raise ValueError(f"{int((members & reserved).any(axis=0).sum())} reserved patients are members of a model")
-    if recipes[0].patience and reserved is None:
-        raise ValueError(f"patience={recipes[0].patience} needs reserved patients to watch; see membership.reserve")
+    for name in ("patience", "adversary"):
+        if any(getattr(one, name) for one in recipes) and (reserved is None or not reserved.any()):
+            raise ValueError(f"{name}={getattr(recipes[0], name)} needs reserved patients; see membership.reserve")
     if recipes[0].privacy and n is None:
         raise ValueError("a private recipe needs n, the nominal number of members, since the drawn number is secret")
     if len(recipes) != len(members):
@@ -261,9 +239,7 @@ def _check(features, labels, members, recipes, n, reserved):
     n_classes = int(labels.max()) + 1
     if recipes[0].class_weights and len(recipes[0].class_weights) != n_classes:
         raise ValueError(f"{len(recipes[0].class_weights)} class weights for {n_classes} classes; give one for each")
-    free = dict.fromkeys(("momentum", "l2", "dropout", "label_smoothing", "mixup", "relax"), 0.0) | {
-        "learning_rate": 1.0
-    }
+    free = dict.fromkeys(FREE, 0.0) | {"learning_rate": 1.0}
     if all(one.privacy for one in recipes):
         if len({one.privacy.noisy_mean for one in recipes}) > 1:
             raise ValueError("some recipes of this bank have a noisy mean and some have none; train them apart")
@@ -273,8 +249,10 @@ def _check(features, labels, members, recipes, n, reserved):
 
 
 def _check_keras(recipes):
-    if recipes[0].mixup or recipes[0].relax:
-        raise ValueError("mixup and relax are for the study's own engines and SGD; leave engine='keras' out")
+    unknown = ("mixup", "relax", "confidence_penalty", "l1", "group", "adversary", "clustering")
+    asked = [name for name in unknown if any(getattr(one, name) for one in recipes)]
+    if asked:
+        raise ValueError(f"{', '.join(asked)}: for the study's own engines only; leave engine='keras' out")
 
 
 def _check_fault(fault, recipes):
@@ -290,9 +268,9 @@ def _check_targets(targets, recipes, members, engine):
     if targets is None:
         return
     recipe = recipes[0]
-    if engine == "keras" or recipe.privacy or recipe.class_weights or recipe.patience or recipe.optimizer != "sgd":
+    if engine == "keras" or recipe.privacy or recipe.class_weights or recipe.patience:
         raise ValueError(
-            "soft targets are for the study's own engines and SGD, without privacy, class weights and early stopping"
+            "soft targets are for the study's own engines, without privacy, class weights and early stopping"
         )
     if targets.shape[:2] != members.shape or not np.allclose(targets.sum(axis=2), 1, atol=1e-4):
         raise ValueError(
@@ -312,10 +290,14 @@ def _checked_engine(engine, recipes, rows):
     if engine not in ENGINES:
         raise ValueError(f"engine='{engine}' is not known; choose one of {', '.join(ENGINES)}")
     chosen = choose_engine(recipes[0], *rows.shape)
+    if any(choose_engine(one, *rows.shape) != chosen for one in recipes):
+        raise ValueError("some recipes of this bank train in row space and some on genes; train them apart")
     if engine == "auto":
         return chosen
     if chosen == "keras" != engine:
-        raise ValueError(f"engine='{engine}' is exact for SGD with a fixed number of epochs only; use engine='keras'")
+        raise ValueError(f"engine='{engine}' is exact for a fixed number of epochs only; use engine='keras'")
+    if engine == "row-space" and not autodiff.holds_in_row_space(recipes[0]):
+        raise ValueError("engine='row-space' is not exact for Adam, sparsity and convolutions; use engine='genes'")
     if engine == "row-space" and len(rows) >= rows.shape[1]:
         raise ValueError(
             f"engine='row-space' with {len(rows)} rows and {rows.shape[1]} features: there is no smaller space to "
@@ -350,6 +332,8 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets,
     padded = (most, recipes[0].epochs * -(-most // (recipes[0].batch_size or most)))
     first_rows = patients.coordinates.shape[1] if engine == "row-space" else None
 
+    if first_rows and any(autodiff.is_needed(recipes[m]) for m in keep):
+        raise ValueError("this recipe trains on patients' coordinates, which keeps no weights; use engine='genes'")
     mechanisms = {recipes[m]: _mechanism(recipes[m], n, fault) for m in missing if recipes[m].privacy}
 
     def private(m):
@@ -360,10 +344,15 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets,
         )
 
     def plain(m):
-        batches = draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
+        batches = fast.draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
         begun = fast.draw_start(structure, [seed, m], first_rows) if start is None else start
         number = _number(seed, m)
         taught = labels if targets is None else targets[m]
+        if autodiff.is_needed(recipes[m]):
+            inputs = patients.rows if first_rows is None else patients.coordinates
+            return autodiff.train_one(
+                inputs, taught, members[m], recipes[m], structure, batches, begun, number, padded, held_out
+            )
         return fast.train_one(patients, taught, members[m], recipes[m], structure, batches, begun, number, padded)
 
     def one(m):
@@ -394,11 +383,11 @@ def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights)
         model.fit(x, y, epochs=recipe.epochs, verbose=0)
     else:
         model = models.build(recipe, rows.shape[1], n_classes, number)
-        if recipe.architecture in COMPILED:
-            # The same start as the compiled engines draw on genes, so that the engines can be held to each other.
-            model.set_weights(fast.draw_start(fast.structure_of(model), seed))
+        # The same start as the compiled engines draw on genes, so that the engines can be held to each other.
+        begun = fast.draw_start(fast.structure_of(model), seed)
+        model.set_weights([new.reshape(w.shape) for new, w in zip(begun, model.get_weights(), strict=True)])
         model.compile(_optimizer(recipe), models.loss(recipe, n_classes))
-        rows_of, sizes = draw_batches(len(x), recipe.epochs, recipe.batch_size, [*seed, 6])
+        rows_of, sizes = fast.draw_batches(len(x), recipe.epochs, recipe.batch_size, [*seed, 6])
         batches = _batches(x, y, rows_of, sizes)
         watched = None if reserved is None else (features[reserved], labels[reserved])
         model.fit(

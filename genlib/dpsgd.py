@@ -17,7 +17,7 @@ import scipy.linalg
 import scipy.stats
 import tensorflow as tf
 
-from genlib import engine
+from genlib import autodiff, engine
 
 # Batches are padded to this quantile of their size, so that one compiled function serves nearly all of them.
 PADDING_QUANTILE = 0.999999
@@ -289,7 +289,7 @@ def applied_norms(structure, x, labels, weights, clip_norm, keep, seed, same_mas
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(structure, full_batch, clipping, dropout, smoothing, same_mask, momentum, averaging, shapes):
+def _compiled(structure, full_batch, clipping, dropout, smoothing, same_mask, momentum, averaging, sparse, shapes):
     """One XLA function a structure and set of shapes; it runs from one step to another, with their noise."""
 
     def step_once(step, begin, state, data, hyper):
@@ -313,6 +313,9 @@ def _compiled(structure, full_batch, clipping, dropout, smoothing, same_mask, mo
         if momentum:
             grads = speeds = [hyper["momentum"] * s + g for s, g in zip(speeds, grads, strict=True)]
         weights = [v - hyper["rate"] * g for v, g in zip(weights, grads, strict=True)]
+        if sparse:
+            ramp = 1 - tf.exp(-tf.cast(step + 1, inputs.dtype) / hyper["ramp"])
+            weights[0] = autodiff.shrink(weights[0], hyper["rate"] * hyper["group"] * ramp, by_row=True)
         if averaging:
             late = tf.cast(step >= hyper["average_from"], inputs.dtype)
             sums = [s + late * v for s, v in zip(sums, weights, strict=True)]
@@ -401,10 +404,12 @@ def train_one(patients, labels, members, recipe, mechanism, structure, rng, padd
         "keep": dtype.type(1 - recipe.dropout), "smooth": dtype.type(recipe.label_smoothing),
         "seed": np.int32(rng.integers(2**31)), "clip_norm": dtype.type(mechanism.clip_norm),
         "divisor": dtype.type(mechanism.divisor), "average_from": np.int32(first_averaged),
+        "group": dtype.type(recipe.group), "ramp": dtype.type(max(1.0, autodiff.RAMP_SHARE * mechanism.steps)),
     }  # fmt: skip
     run = _compiled(
         structure, mechanism.rate >= 1, bool(np.isfinite(mechanism.clip_norm)), recipe.dropout > 0,
         recipe.label_smoothing > 0, mechanism.same_mask, recipe.momentum > 0, recipe.average > 0,
+        recipe.group > 0,
         (space.inputs.shape, rows.shape, len(sizes)),
     )  # fmt: skip
     state = (begun, [np.zeros_like(w) for w in begun], [np.zeros_like(w) for w in begun])

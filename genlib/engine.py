@@ -7,7 +7,7 @@ depends on the number of members, not of genes. It is the same training, written
 the two forms to each other in float64.
 
 It does not hold where an update is not a linear combination of patients' profiles: Adam, L1 or group sparsity,
-max-norm, dropout or normalization of the input. Those are refused here and train in Keras.
+convolutions, max-norm, dropout or normalization of the input. Those train on genes, in `genlib.autodiff`.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ class Structure:
     Attributes
     ----------
     layers : tuple of (str, str)
-        ``("dense", activation)``, ``("relu", "")`` or ``("dropout", "")``, in order.
+        ``("dense", activation)``, ``("relu", "")`` or ``("dropout", "")``, in order; a convolutional network begins
+        with ``("convolution", activation)``, ``("pool", "")``, ``("flatten", "")``.
     shapes : tuple of (int, int)
         Kernel shapes of the dense layers.
     scales : tuple of float
@@ -39,6 +40,12 @@ class Structure:
     scales: tuple
 
 
+PLAIN = {
+    tf.keras.layers.ReLU: "relu",
+    tf.keras.layers.Dropout: "dropout",
+    tf.keras.layers.MaxPooling1D: "pool",
+    tf.keras.layers.Flatten: "flatten",
+}
 ACTIVATIONS = {"linear": tf.identity, "relu": tf.nn.relu, "sigmoid": tf.nn.sigmoid, "tanh": tf.nn.tanh}
 
 
@@ -73,11 +80,17 @@ def structure_of(model):
             layers.append(("dense", tf.keras.activations.serialize(layer.activation)))
             shapes.append(tuple(layer.kernel.shape))
             scales.append(_start_scale(layer))
-        elif type(layer) in (tf.keras.layers.ReLU, tf.keras.layers.Dropout) and layers:
-            layers.append(("relu" if type(layer) is tf.keras.layers.ReLU else "dropout", ""))
+        elif type(layer) is tf.keras.layers.Conv1D and not layers and layer.strides == layer.kernel_size:
+            layers.append(("convolution", tf.keras.activations.serialize(layer.activation)))
+            shapes.append((layer.kernel_size[0], layer.filters))
+            scales.append(_start_scale(layer))
+        elif type(layer) is tf.keras.layers.Reshape and not layers:
+            pass  # genes as a sequence, for the convolution
+        elif type(layer) in PLAIN and layers:
+            layers.append((PLAIN[type(layer)], ""))
         else:
             raise ValueError(f"layer '{layer.name}' ({type(layer).__name__}) is not known here; use engine='keras'")
-        known = layers[-1][0] != "dense" or layers[-1][1] in ACTIVATIONS
+        known = not layers or layers[-1][0] in PLAIN.values() or layers[-1][1] in ACTIVATIONS
         if not known or len(layer.inbound_nodes) > 1 or getattr(layer, "kernel_constraint", None):
             raise ValueError(
                 f"layer '{layer.name}': its activation or constraint is not known here; use engine='keras'"
@@ -143,6 +156,43 @@ def draw_start(structure, seed, first_rows=None, dtype=np.float32):
         kernel = rng.standard_normal((rows, columns), dtype=np.float32).astype(dtype) * dtype(scale)
         weights += [kernel, np.zeros(columns, dtype)]
     return weights
+
+
+def draw_batches(n, epochs, batch_size, seed):
+    """Draw who is in which step: every member once an epoch, in an order of its own.
+
+    An epoch is cut into as few batches as possible, of nearly equal size. (Keras leaves a last batch of what remains:
+    with 385 members and batches of 32 a single patient makes a step of full length.)
+
+    Parameters
+    ----------
+    n : int
+        Number of members.
+    epochs : int
+    batch_size : int or None
+        Largest batch; None takes all members in every step.
+    seed : sequence of int
+
+    Returns
+    -------
+    rows : numpy.ndarray
+        (steps, width) int32, positions among the members.
+    sizes : numpy.ndarray
+        (steps,) int32, how many of a row count, from its beginning.
+
+    Examples
+    --------
+    >>> draw_batches(5, epochs=1, batch_size=4, seed=[0])[1]
+    array([3, 2], dtype=int32)
+    """
+    rng = np.random.default_rng(seed)
+    per_epoch = -(-n // (batch_size or n))
+    parts = [part for _ in range(epochs) for part in np.array_split(rng.permutation(n), per_epoch)]
+    sizes = np.array([len(part) for part in parts], np.int32)
+    rows = np.zeros((len(parts), sizes.max()), np.int32)
+    for row, part in zip(rows, parts, strict=True):
+        row[: len(part)] = part
+    return rows, sizes
 
 
 def basis(rows):
@@ -237,11 +287,15 @@ def forward(structure, pre, weights, dropout=None, step=0):
     """
     x, dense, level = pre, [], 0
     for position, (kind, activation) in enumerate(structure.layers):
-        if kind == "dense":
+        if kind in ("dense", "convolution"):
             inputs = None if position == 0 else x
             x = x + weights[0] if position == 0 else x @ weights[2 * len(dense) - 1] + weights[2 * len(dense)]
             dense.append((inputs, x))
             x = ACTIVATIONS[activation](x)
+        elif kind == "pool":
+            x = tf.reduce_max(tf.reshape(x[:, : x.shape[1] // 2 * 2], [-1, x.shape[1] // 2, 2, x.shape[2]]), axis=2)
+        elif kind == "flatten":
+            x = tf.reshape(x, [-1, x.shape[1] * x.shape[2]])
         elif kind == "relu":
             x = tf.nn.relu(x)
         elif dropout is not None:
@@ -254,10 +308,11 @@ def forward(structure, pre, weights, dropout=None, step=0):
     return x, dense
 
 
-def losses(logits, labels, smooth=None):
+def losses(logits, labels, smooth=None, doubt=None):
     """Cross-entropy of each patient, with label smoothing where given: targets (1 - a) one-hot + a / k, as Keras' own.
 
-    Labels are classes (n,) int or, for distillation, soft targets (n, k).
+    Labels are classes (n,) int or, for distillation, soft targets (n, k). With a confidence penalty, `doubt` times the
+    entropy of the answer is taken off.
 
     Examples
     --------
@@ -269,9 +324,11 @@ def losses(logits, labels, smooth=None):
         plain = tf.nn.softmax_cross_entropy_with_logits(labels, logits)
     else:
         plain = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    if smooth is None:
-        return plain
-    return (1 - smooth) * plain - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+    if smooth is not None:
+        plain = (1 - smooth) * plain - smooth * tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+    if doubt is not None:
+        plain += doubt * tf.reduce_sum(tf.nn.softmax(logits) * tf.nn.log_softmax(logits), axis=1)
+    return plain
 
 
 def relaxed(logits, labels, weight, target, ascend):
@@ -318,7 +375,7 @@ def relaxed(logits, labels, weight, target, ascend):
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(structure, in_row_space, dense_updates, dropout, smoothing, mixing, relaxing):
+def _compiled(structure, in_row_space, dense_updates, dropout, smoothing, doubting, mixing, relaxing):
     """One XLA function a structure; switches that change what is computed are part of its name."""
 
     def step_once(step, state, data, hyper):
@@ -350,7 +407,8 @@ def _compiled(structure, in_row_space, dense_updates, dropout, smoothing, mixing
                 ascend = (step // hyper["per_epoch"]) % 2 == 0
                 loss = relaxed(logits, tf.gather(labels, row), w, hyper["relax"], ascend)
             else:
-                loss = tf.reduce_sum(w * losses(logits, of(labels), hyper["smooth"] if smoothing else None))
+                smooth, doubt = hyper["smooth"] if smoothing else None, hyper["doubt"] if doubting else None
+                loss = tf.reduce_sum(w * losses(logits, of(labels), smooth, doubt))
         delta, *grads = tape.gradient(loss, [pre, *weights])
         rate, momentum, decay = hyper["rate"], hyper["momentum"], 2 * hyper["l2"]
         if not dense_updates and in_row_space:
@@ -435,7 +493,7 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
         With SGD; its learning rate, momentum, l2, dropout and label smoothing.
     structure : Structure
     batches : (numpy.ndarray, numpy.ndarray)
-        Rows (steps, width) and sizes (steps,), as `genlib.bank.draw_batches`. Mixup draws its pairs and shares from
+        Rows (steps, width) and sizes (steps,), as `draw_batches`. Mixup draws its pairs and shares from
         `dropout_seed`.
     start : list of numpy.ndarray
         As `draw_start`; in row space the first kernel is in the basis (r, h), or on genes (d, h).
@@ -453,7 +511,6 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     Examples
     --------
     >>> from genlib import models
-    >>> from genlib.bank import draw_batches
     >>> from genlib.recipes import Recipe
     >>> recipe, x = Recipe("softmax", epochs=2), np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
     >>> structure = structure_of(models.build(recipe, 60, 2, seed=0))
@@ -467,7 +524,7 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     n_padded, steps_padded = padded or (len(who), 0)
     filled = np.concatenate([who, np.repeat(who[:1], n_padded - len(who))])
     dtype = patients.rows.dtype
-    rows, weight = _steps(*batches, steps_padded, recipe.batch_size or n_padded, dtype)
+    rows, weight = steps_of(*batches, steps_padded, recipe.batch_size or n_padded, dtype)
     if recipe.class_weights:
         weight = weight * np.asarray(recipe.class_weights, dtype)[labels[filled]][rows]
     if in_row_space:
@@ -487,17 +544,18 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     hyper = {
         "rate": dtype.type(recipe.learning_rate), "momentum": dtype.type(recipe.momentum), "l2": dtype.type(recipe.l2),
         "keep": dtype.type(1 - recipe.dropout), "smooth": dtype.type(recipe.label_smoothing),
-        "seed": np.int32(dropout_seed), "relax": dtype.type(recipe.relax),
+        "doubt": dtype.type(recipe.confidence_penalty), "relax": dtype.type(recipe.relax),
+        "seed": np.int32(dropout_seed),
         "per_epoch": np.int32(max(1, len(batches[1]) // recipe.epochs)),
     }  # fmt: skip
     dense_updates = bool(recipe.momentum or recipe.l2)
     run = _compiled(
-        structure, in_row_space, dense_updates, recipe.dropout > 0, recipe.label_smoothing > 0, recipe.mixup > 0,
-        recipe.relax > 0,
+        structure, in_row_space, dense_updates, recipe.dropout > 0, recipe.label_smoothing > 0,
+        recipe.confidence_penalty > 0, recipe.mixup > 0, recipe.relax > 0,
     )  # fmt: skip
     if recipe.mixup and labels.ndim == 1:
         labels = np.eye(structure.shapes[-1][1])[labels]
-    mix = _pairs(rows, batches[1], recipe.mixup, dropout_seed, dtype)
+    mix = pairs(rows, batches[1], recipe.mixup, dropout_seed, dtype)
     labels, steps = labels[filled].astype(np.int32 if labels.ndim == 1 else dtype), np.int32(len(batches[1]))
     logits, first, scale, rest = run(
         inputs, everyone, starts, begun, labels, rows, weight, mix, steps, first, start[1:], hyper
@@ -515,8 +573,15 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     return logits.numpy(), weights
 
 
-def _steps(rows, sizes, steps_padded, width, dtype):
-    """Batches padded to one shape for the compiler, with weights 1 / size; what is padded weighs nothing."""
+def steps_of(rows, sizes, steps_padded, width, dtype):
+    """Pad batches to one shape for the compiler, with weights 1 / size; what is padded weighs nothing.
+
+    Examples
+    --------
+    >>> steps_of(np.array([[2, 0]]), np.array([1]), steps_padded=2, width=2, dtype=np.float32)[1]
+    array([[1., 0.],
+           [0., 0.]], dtype=float32)
+    """
     padded = np.zeros((max(len(rows), steps_padded), width), np.int32)
     padded[: len(rows), : rows.shape[1]] = rows
     weight = np.zeros(padded.shape, dtype)
@@ -524,8 +589,16 @@ def _steps(rows, sizes, steps_padded, width, dtype):
     return padded, weight
 
 
-def _pairs(rows, sizes, mixup, seed, dtype):
-    """With whom each patient of a batch is mixed, in its own batch, and the share that stays its own; one a step."""
+def pairs(rows, sizes, mixup, seed, dtype):
+    """Draw with whom each patient of a batch is mixed, in its own batch, and the share that stays its own, one a step.
+
+    Examples
+    --------
+    >>> rows = np.array([[0, 1, 2]])
+    >>> partners, shares = pairs(rows, [3], mixup=0.4, seed=0, dtype=np.float32)
+    >>> sorted(partners[0]), bool(0 <= shares[0] <= 1)
+    ([0, 1, 2], True)
+    """
     partners, shares = np.zeros((1, 1), np.int32), np.ones(1, dtype)
     if mixup:
         rng = np.random.default_rng([seed, 23])

@@ -34,13 +34,45 @@ def _mlp(recipe, inputs, n_classes, seeds):
     return _dense(n_classes, x.shape[-1], 1.0, recipe, seeds[-1], "logits")(x)
 
 
-ARCHITECTURES = {"softmax": _softmax, "mlp": _mlp}
+def _deeptype(recipe, inputs, n_classes, seeds):
+    def dense(units, seed, activation, name):
+        decay = tf.keras.regularizers.L2(recipe.l2) if recipe.l2 else None
+        start = tf.keras.initializers.RandomNormal(stddev=DEEPTYPE_DEVIATION, seed=seed)
+        return tf.keras.layers.Dense(units, activation, kernel_initializer=start, kernel_regularizer=decay, name=name)
+
+    x = inputs
+    for level, units in enumerate(recipe.hidden):
+        x = dense(units, seeds[2 * level], "sigmoid", f"hidden_{level + 1}")(x)
+        if recipe.dropout:
+            x = tf.keras.layers.Dropout(recipe.dropout, seed=seeds[2 * level + 1], name=f"dropout_{level + 1}")(x)
+    return dense(n_classes, seeds[-1], None, "logits")(x)
+
+
+def _cnn(recipe, inputs, n_classes, seeds):
+    decay = tf.keras.regularizers.L2(recipe.l2) if recipe.l2 else None
+    # Kernels move by their whole width: each reads a patch of neighboring genes, and no gene is read twice.
+    x = tf.keras.layers.Reshape((inputs.shape[-1], 1), name="as_sequence")(inputs)
+    x = tf.keras.layers.Conv1D(
+        CNN_FILTERS, CNN_WIDTH, strides=CNN_WIDTH, padding="same", activation="relu", name="convolution",
+        kernel_initializer=_gaussian(CNN_WIDTH, 2.0, seeds[-2]), kernel_regularizer=decay,
+    )(x)  # fmt: skip
+    if inputs.shape[-1] > CNN_WIDTH:
+        x = tf.keras.layers.MaxPooling1D(2, name="pool")(x)
+    return _mlp(recipe, tf.keras.layers.Flatten(name="flatten")(x), n_classes, seeds)
+
+
+DEEPTYPE_DEVIATION = 0.02  # of the Gaussian start of all kernels
+CNN_FILTERS, CNN_WIDTH = 32, 71
+ARCHITECTURES = {"softmax": _softmax, "mlp": _mlp, "deeptype": _deeptype, "cnn": _cnn}
 
 
 def build(recipe, n_features, n_classes, seed, model_class=tf.keras.Model, **options):
-    """Build an untrained model: ``"softmax"`` regression, or an ``"mlp"`` with ReLU hidden layers.
+    """Build an untrained model.
 
-    Weights start from N(0, 2 / fan-in) in hidden layers and N(0, 1 / fan-in) in the last; biases from 0.
+    ``"softmax"`` is regression without a hidden layer, ``"mlp"`` has ReLU hidden layers, ``"deeptype"`` the sigmoid
+    layers of DeepType, and ``"cnn"`` 32 kernels over 71 genes each, pooled in pairs, before ReLU hidden layers. Weights
+    start from N(0, 2 / fan-in) before a ReLU and N(0, 1 / fan-in) in the last layer, in DeepType all from
+    N(0, 0.02^2); biases from 0.
 
     Parameters
     ----------
@@ -61,6 +93,11 @@ def build(recipe, n_features, n_classes, seed, model_class=tf.keras.Model, **opt
     ------
     ValueError
         When the architecture is unknown; lists the known.
+
+    References
+    ----------
+    DeepType: Chen, Yang, Goodison, Sun, Bioinformatics 36(5), 2020. 1D-CNN: Mostavi, Chiu, Huang, Chen, BMC Medical
+    Genomics 13(Suppl 5):44, 2020 (here kernels move by their own width).
 
     Examples
     --------

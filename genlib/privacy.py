@@ -319,7 +319,7 @@ def release(features, labels, recipe, n, start=None, center=None):
         raise ValueError(f"the start's first kernel has {len(start[0])} rows for {features.shape[1]} features")
     planned = mechanism(recipe, n)
     structure = engine.structure_for(recipe, features.shape[1], k)
-    in_row_space = len(features) < features.shape[1] and center is None
+    in_row_space = len(features) < features.shape[1] and center is None and not recipe.group
     patients = engine.prepare(features, in_row_space)
     rng = np.random.Generator(np.random.SFC64())
     everybody = np.ones(len(labels), bool)

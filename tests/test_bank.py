@@ -68,7 +68,7 @@ def test_models_with_the_same_members_differ_by_their_place(data):
 
 @pytest.mark.parametrize("n, epochs, batch_size", [(1, 1, 3), (7, 3, 3), (20, 5, None), (385, 2, 32)])
 def test_every_member_is_seen_once_an_epoch(n, epochs, batch_size):
-    rows, sizes = bank.draw_batches(n, epochs, batch_size, seed=[0, 1])
+    rows, sizes = engine.draw_batches(n, epochs, batch_size, seed=[0, 1])
     per_epoch = len(sizes) // epochs
     for epoch in range(epochs):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
@@ -76,12 +76,12 @@ def test_every_member_is_seen_once_an_epoch(n, epochs, batch_size):
 
 
 def test_epochs_have_orders_of_their_own():
-    rows, _ = bank.draw_batches(30, 4, None, seed=[0, 1])
+    rows, _ = engine.draw_batches(30, 4, None, seed=[0, 1])
     assert len({tuple(order) for order in rows}) == 4
 
 
 def test_keras_sees_the_batches_as_drawn():
-    rows, sizes = bank.draw_batches(7, 2, 3, seed=[0])
+    rows, sizes = engine.draw_batches(7, 2, 3, seed=[0])
     x = np.arange(7, dtype=np.float32)[:, None]
     batches = [(b.numpy().ravel(), y.numpy()) for b, y in bank._batches(x, np.arange(7), rows, sizes)]
     for (seen, labels), row, size in zip(batches, rows, sizes, strict=True):
@@ -113,7 +113,7 @@ def test_the_bank_does_what_stochastic_gradient_descent_by_hand_does(data, batch
     data.members = data.members[:2]
     logits = data.train(recipe, seed=11)
     for m, rows in enumerate(data.members):
-        batches = bank.draw_batches(rows.sum(), recipe.epochs, recipe.batch_size, [11, m, 6])
+        batches = engine.draw_batches(rows.sum(), recipe.epochs, recipe.batch_size, [11, m, 6])
         start = start_of(recipe, 11, m)
         kernel, bias = sgd_by_hand(data.features[rows], data.labels[rows], recipe, *start, batches)
         np.testing.assert_allclose(logits[m], data.features @ kernel + bias, atol=1e-4)

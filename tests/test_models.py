@@ -138,7 +138,7 @@ def test_keras_opens_a_saved_model_without_genlib(features, tmp_path):
 
 
 def test_an_unknown_architecture_names_the_known():
-    with pytest.raises(ValueError, match="'forest' is not known; choose one of mlp, softmax"):
+    with pytest.raises(ValueError, match="'forest' is not known; choose one of cnn, deeptype, mlp, softmax"):
         models.build(Recipe("forest"), 30, 4, seed=0)
 
 

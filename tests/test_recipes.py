@@ -2,12 +2,13 @@ import dataclasses
 
 import pytest
 
-from genlib.recipes import Privacy, Recipe
+from genlib.recipes import Clustering, Privacy, Recipe
 
 CHANGED = {
     "architecture": "softmax", "hidden": (8,), "epochs": 7, "batch_size": None, "optimizer": "adam", "l2": 0.1,
     "learning_rate": 0.5, "momentum": 0.5, "dropout": 0.1, "label_smoothing": 0.1, "patience": 3,
-    "mixup": 0.2, "relax": 0.5, "class_weights": (1.0, 2.0), "average": 0.5, "privacy": Privacy(1.0),
+    "confidence_penalty": 0.1, "mixup": 0.2, "relax": 0.5, "l1": 0.01, "group": 0.01, "adversary": 1.0,
+    "clustering": Clustering(), "class_weights": (1.0, 2.0), "average": 0.5, "privacy": Privacy(1.0),
 }  # fmt: skip
 
 
@@ -50,6 +51,19 @@ def test_so_does_every_field_of_the_guarantee(change):
         ({"relax": float("nan")}, "relax=nan"),
         ({"mixup": 0.2, "relax": 0.5}, "choose one of the two"),
         ({"mixup": 0.2, "label_smoothing": 0.1}, "without privacy, label smoothing"),
+        ({"confidence_penalty": 0.1, "relax": 0.5}, "choose one of the two"),
+        ({"l1": 0.1, "group": 0.1}, "choose one of the two"),
+        ({"group": 0.1, "momentum": 0.9}, "go without; set it to 0"),
+        ({"optimizer": "adam", "momentum": 0.9}, "go without; set it to 0"),
+        ({"clustering": {}, "mixup": 0.1}, "set clustering=None"),
+        ({"clustering": {"rounds": 0}}, "rounds=0"),
+        ({"clustering": {"weight": -1.0}}, "weight=-1.0"),
+        ({"class_weights": (1.0, 2.0), "group": 0.1}, "class weights are for"),
+        ({"patience": 2, "adversary": 1.0}, "set patience=0"),
+        ({"privacy": Privacy(1.0), "clustering": {}}, "learned from patients"),
+        ({"privacy": Privacy(1.0), "l1": 0.1}, "set them to 0"),
+        ({"privacy": Privacy(1.0), "adversary": 0.1}, "set them to 0"),
+        ({"privacy": Privacy(1.0), "architecture": "cnn"}, "shares its kernels over the genes"),
         ({"privacy": Privacy(1.0, noisy_mean=True)}, "batch_size=32 with noisy_mean"),
         ({"patience": 2, "privacy": Privacy(1.0)}, "early stopping is not covered"),
     ],
@@ -79,3 +93,7 @@ def test_a_guarantee_that_cannot_be_is_named(change, said):
 def test_a_recipe_cannot_be_changed_behind_its_digest():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe().epochs = 3
+
+
+def test_a_mapping_from_a_profile_makes_the_clustering():
+    assert Recipe(clustering={"rounds": 3}).clustering == Clustering(rounds=3)
