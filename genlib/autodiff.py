@@ -168,21 +168,62 @@ def _loss(logits, labels, weight, step, switches, hyper):
     return tf.reduce_sum(weight * engine.losses(logits, labels, smooth, doubt))
 
 
+def adam(step, rate, weights, moments, squares, grads, by_row=False):
+    """One step of Adam.
+
+    Parameters
+    ----------
+    step : tf.Tensor
+        From 0.
+    rate : float or tf.Tensor
+        Learning rate.
+    weights, moments, squares, grads : list of tf.Tensor
+        Weights, running means of gradients and of their squares, gradients.
+    by_row : bool
+        One running mean of squares a row of the first weight, so that a proximal step on whole rows has a closed form.
+
+    Returns
+    -------
+    weights, moments, squares : list of tf.Tensor
+
+    References
+    ----------
+    Kingma, Ba: "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1, with epsilon where Keras has it.
+
+    Examples
+    --------
+    >>> one = [tf.ones(1)]
+    >>> round(float(adam(0, 0.1, one, [tf.zeros(1)], [tf.zeros(1)], one)[0][0]), 4)
+    0.9
+    """
+    new = [g**2 for g in grads]
+    if by_row:
+        new[0] = tf.reduce_mean(new[0], axis=1, keepdims=True) + tf.zeros_like(new[0])
+    moments = [BETA_1 * m + (1 - BETA_1) * g for m, g in zip(moments, grads, strict=True)]
+    squares = [BETA_2 * s + (1 - BETA_2) * n for s, n in zip(squares, new, strict=True)]
+    rates = adam_rates(step, rate, squares)
+    return [v - r * m for v, r, m in zip(weights, rates, moments, strict=True)], moments, squares
+
+
+def adam_rates(step, rate, squares):
+    """What Adam multiplies each running mean of gradients by.
+
+    Examples
+    --------
+    >>> round(float(adam_rates(0, 0.1, [tf.constant([0.001])])[0]), 4)
+    0.1
+    """
+    count = tf.cast(step + 1, squares[0].dtype)
+    rate = rate * tf.sqrt(1 - BETA_2**count) / (1 - BETA_1**count)
+    return [rate / (tf.sqrt(s) + TINY) for s in squares]
+
+
 def _update(step, weights, moments, squares, grads, switches, hyper):
     """One step of SGD or Adam, then the proximal step of the first kernel."""
     rate = hyper["rate"]
     if "adam" in switches:
-        count = tf.cast(step + 1, rate.dtype)
-        rate = rate * tf.sqrt(1 - BETA_2**count) / (1 - BETA_1**count)
-        moments = [BETA_1 * m + (1 - BETA_1) * g for m, g in zip(moments, grads, strict=True)]
-        new = [g**2 for g in grads]
-        if "group" in switches:
-            # One second moment a gene, so that the proximal step of a whole row has a closed form.
-            new[0] = tf.reduce_mean(new[0], axis=1, keepdims=True) + tf.zeros_like(new[0])
-        squares = [BETA_2 * s + (1 - BETA_2) * n for s, n in zip(squares, new, strict=True)]
-        rates = [rate / (tf.sqrt(s) + TINY) for s in squares]
-        weights = [v - r * m for v, r, m in zip(weights, rates, moments, strict=True)]
-        first = rates[0]
+        weights, moments, squares = adam(step, rate, weights, moments, squares, grads, "group" in switches)
+        first = adam_rates(step, rate, squares[:1])[0]
     else:
         moments = [hyper["momentum"] * m + g for m, g in zip(moments, grads, strict=True)]
         weights = [v - rate * m for v, m in zip(weights, moments, strict=True)]
@@ -219,8 +260,7 @@ def _train_attacker(structure, attacker, weights, x, y, w, reference, step):
             tf.math.log_sigmoid(-_suspect(found, their_answers, their_y))
         )
     grads = tape.gradient(loss, found)
-    hyper = {"rate": tf.constant(ATTACKER_RATE, x.dtype), "ramp": tf.constant(1.0, x.dtype)}
-    return _update(step, found, moments, squares, grads, frozenset({"adam"}), hyper)
+    return adam(step, ATTACKER_RATE, found, moments, squares, grads)
 
 
 def train_one(inputs, labels, members, recipe, structure, batches, start, seed=0, padded=None, reserved=None):

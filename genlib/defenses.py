@@ -7,9 +7,12 @@ attacker can do with that too.
 """
 
 import numpy as np
+import tensorflow as tf
+from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
 
-from genlib import bank
+from genlib import autodiff, bank
 
 # Probability in place of a rounded 0, so that logarithms stay finite: far below what any rounding can tell apart.
 NOTHING = 1e-12
@@ -167,6 +170,214 @@ def noisy(logits, scale, seed):
     np.put_along_axis(moved, largest, at_named, axis=2)
     np.put_along_axis(moved, named, at_largest, axis=2)
     return log_softmax(moved, axis=2)
+
+
+def ranked(logits):
+    """Show the order of the classes alone.
+
+    HAMP shows, in this order, the probabilities that the model gives to some random input. All that they tell of the
+    patient is the order; here they are the same for everybody, halved from class to class.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        (M, n, k).
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, k) float64, log-probabilities.
+
+    References
+    ----------
+    Chen, Pattabiraman: "Overconfidence is a dangerous thing: mitigating membership inference attacks by enforcing less
+    confident prediction", NDSS 2024, section IV-D.
+
+    Examples
+    --------
+    >>> np.exp(ranked(np.array([[[0.3, 9.0, 0.2]]]))).round(3)
+    array([[[0.286, 0.571, 0.143]]])
+    """
+    rank = np.argsort(np.argsort(-np.asarray(logits), axis=2, kind="stable"), axis=2, kind="stable")
+    return _logs(0.5**rank)
+
+
+def memguard(logits, members, reserved, budget, seed):
+    """Add noise that misleads the defender's own attacker, never changing the predicted class.
+
+    For each model the defender trains a small network to tell the answers for members from those for reserved
+    patients. Then each answer is moved until that network is undecided, and the moved answer is shown with a
+    probability that keeps the expected distortion within the budget. One draw for each model and patient.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        (M, n, k).
+    members : numpy.ndarray
+        (M, n) bool.
+    reserved : numpy.ndarray
+        (n,) bool, patients that are in no model.
+    budget : float
+        Largest expected L1 distance of the shown probabilities from the true ones; from 0 to 2.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, k) float64, log-probabilities.
+
+    Raises
+    ------
+    ValueError
+        When the budget is not from 0 to 2, nobody is reserved, or a reserved patient is a member.
+
+    References
+    ----------
+    Jia et al.: "MemGuard: defending against black-box membership inference attacks via adversarial examples", CCS 2019,
+    section 4: algorithm 1 and equation 12. There the defender's network is larger, and has seen the true class's
+    place too.
+
+    Examples
+    --------
+    >>> logits = np.random.default_rng(0).normal(size=(2, 30, 3))
+    >>> members, reserved = np.arange(30)[None] % 3 == np.array([[0], [1]]), np.arange(30) % 3 == 2
+    >>> shown = memguard(logits, members, reserved, budget=0.5, seed=0)
+    >>> bool((shown.argmax(axis=2) == logits.argmax(axis=2)).all())
+    True
+    """
+    if not 0 <= budget <= 2:
+        raise ValueError(f"budget={budget}: an L1 distance of probabilities is from 0 to 2")
+    if not reserved.any() or (members & reserved).any():
+        raise ValueError("memguard needs reserved patients that are members of no model; see membership.reserve")
+    # Only differences of logits count; centered, they are the same whatever was added to them.
+    centered = log_softmax(np.asarray(logits, np.float64), axis=2).astype(np.float32)
+    rngs = [np.random.default_rng([seed, 27, m]) for m in range(len(logits))]
+    network = _train_guard(centered, members, reserved, rngs)
+    moved, doubt, doubt_moved = (part.numpy().astype(np.float64) for part in _mislead(tf.constant(centered), network))
+    plain, shifted = softmax(centered.astype(np.float64), axis=2), softmax(moved, axis=2)
+    distance = np.abs(shifted - plain).sum(axis=2)
+    same = moved.argmax(axis=2) == centered.argmax(axis=2)
+    useful = same & (np.abs(doubt_moved) < np.abs(doubt))
+    chance = np.where(useful, np.minimum(1, budget / np.maximum(distance, NOTHING)), 0)
+    drawn = np.stack([rng.random(logits.shape[1]) for rng in rngs]) < chance
+    return _logs(np.where(drawn[..., None], shifted, plain))
+
+
+GUARD_UNITS, GUARD_STEPS, GUARD_RATE = 16, 200, 0.02
+# Of the search: its step (nats), its length, the weight of keeping the class, and growing weights of the distortion.
+MOVE, MOVES, KEEP_CLASS, DISTORTIONS = 0.1, 150, 10.0, (0.1, 1.0, 10.0)
+
+
+def _train_guard(logits, members, reserved, rngs):
+    """One small network a model on sorted probabilities, all trained at once by Adam: above 0 for a member."""
+    k = logits.shape[2]
+    kernels = np.stack([rng.normal(0, np.sqrt(2 / k), (k, GUARD_UNITS)) for rng in rngs])
+    lasts = np.stack([rng.normal(0, np.sqrt(1 / GUARD_UNITS), (GUARD_UNITS, 1)) for rng in rngs])
+    zeros = (np.zeros((len(rngs), 1, GUARD_UNITS)), np.zeros((len(rngs), 1, 1)))
+    network = [tf.constant(part, tf.float32) for part in (kernels, zeros[0], lasts, zeros[1])]
+    inside = members / members.sum(axis=1, keepdims=True)
+    outside = np.broadcast_to(reserved / reserved.sum(), members.shape)
+    return _fit_guard(tf.constant(logits), tf.constant(inside, tf.float32), tf.constant(outside, tf.float32), network)
+
+
+@tf.function(jit_compile=True)
+def _fit_guard(logits, inside, outside, network):
+    def step(count, network, moments, squares):
+        with tf.GradientTape() as tape:
+            tape.watch(network)
+            guess = _guard(network, logits)
+            loss = -tf.reduce_sum(inside * tf.math.log_sigmoid(guess) + outside * tf.math.log_sigmoid(-guess))
+        return autodiff.adam(count, GUARD_RATE, network, moments, squares, tape.gradient(loss, network))
+
+    state = (network, [tf.zeros_like(w) for w in network], [tf.zeros_like(w) for w in network])
+    return tf.while_loop(
+        lambda count, state: count < GUARD_STEPS,
+        lambda count, state: (count + 1, step(count, *state)),
+        (tf.constant(0), state),
+    )[1][0]
+
+
+def _guard(network, logits):
+    """(M, n), above 0 where the defender's network takes an answer for a member's."""
+    first, bias, last, last_bias = network
+    answers = tf.sort(tf.nn.softmax(logits), axis=2, direction="DESCENDING")
+    return (tf.nn.relu(answers @ first + bias) @ last + last_bias)[..., 0]
+
+
+@tf.function(jit_compile=True)
+def _mislead(logits, network):
+    """Move every answer over the network's border, by the largest weight of the distortion that still gets there."""
+    plain, guess = tf.nn.softmax(logits), _guard(network, logits)
+    named = tf.one_hot(tf.argmax(logits, axis=2), logits.shape[2])
+
+    def arrived(moved):
+        kept = tf.reduce_sum(named * moved, axis=2) > tf.reduce_max(moved - 1e9 * named, axis=2)
+        return kept & (_guard(network, moved) * guess <= 0)
+
+    def search(weight):
+        def step(moved):
+            with tf.GradientTape() as tape:
+                tape.watch(moved)
+                ahead = tf.reduce_max(moved - 1e9 * named, axis=2) - tf.reduce_sum(named * moved, axis=2)
+                distance = tf.reduce_sum(tf.abs(tf.nn.softmax(moved) - plain), axis=2)
+                loss = tf.abs(_guard(network, moved)) + KEEP_CLASS * tf.nn.relu(ahead) + weight * distance
+                loss = tf.reduce_sum(loss)
+            slope = tape.gradient(loss, moved)
+            length = tf.maximum(tf.norm(slope, axis=2, keepdims=True), 1e-12)
+            return tf.where(arrived(moved)[..., None], moved, moved - MOVE * slope / length)
+
+        return tf.while_loop(
+            lambda count, moved: count < MOVES,
+            lambda count, moved: (count + 1, step(moved)),
+            (tf.constant(0), logits),
+        )[1]
+
+    best = logits
+    for weight in DISTORTIONS:
+        found = search(weight)
+        best = tf.where(arrived(found)[..., None], found, best)
+    return best, guess, _guard(network, best)
+
+
+def smoothing_for(entropy_share, n_classes):
+    """Label smoothing whose targets have a stated entropy, as HAMP chooses its soft labels.
+
+    Parameters
+    ----------
+    entropy_share : float
+        Entropy of a target as a share of the largest there is, log k; from 0 to below 1.
+    n_classes : int
+
+    Returns
+    -------
+    float
+        Share a with targets (1 - a) one-hot + a / k.
+
+    Raises
+    ------
+    ValueError
+        When the share is not from 0 to below 1.
+
+    References
+    ----------
+    Chen, Pattabiraman: "Overconfidence is a dangerous thing: mitigating membership inference attacks by enforcing less
+    confident prediction", NDSS 2024, section IV-B. There the rest of the loss is a confidence penalty, here that of a
+    recipe, and what is shown afterwards is the order of the classes: `ranked`.
+
+    Examples
+    --------
+    >>> round(smoothing_for(0.5, n_classes=2), 3)
+    0.22
+    """
+    if not 0 <= entropy_share < 1:
+        raise ValueError(f"entropy_share={entropy_share}: must be at least 0 and below 1")
+
+    def missing(smoothing):
+        target = np.full(n_classes, smoothing / n_classes)
+        target[0] += 1 - smoothing
+        return entropy(target) - entropy_share * np.log(n_classes)
+
+    return float(brentq(missing, 0, 1)) if entropy_share else 0.0
 
 
 def distill(features, labels, members, reserved, recipe, seed, temperature=1.0, **options):

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 from scipy.stats import norm
+from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
 CONFIDENCE = 0.95
 FPR_LEVELS = (0.1, 0.01, 0.001)
 PRIORS = (0.5, 0.1, 0.01)
 FEWEST_FALSE_POSITIVES = 5
 CALIBRATION_BINS = 10
-CHUNK = 8_000_000  # weighted answers held at once, about 100 MB
+CHUNK = 1_000_000  # weighted answers held at once, so that they stay near the processor
 
 
 def roc(scores, members):
@@ -44,8 +45,8 @@ def roc(scores, members):
     (array([0., 0., 1., 1.]), array([0. , 0.5, 0.5, 1. ]))
     """
     answers = _answers(np.atleast_2d(scores), np.atleast_2d(members))
-    true, false = _cumulative(answers, None)
-    return false[0] / false[0, -1], true[0] / true[0, -1], np.r_[np.inf, answers.scores[answers.last]]
+    true, false = (counts[:, 0] for counts in _cumulative(answers, None))
+    return false / false[-1], true / true[-1], np.r_[np.inf, answers.scores[answers.last]]
 
 
 def auc(scores, members):
@@ -69,7 +70,7 @@ def tpr_at_fpr(scores, members, fpr):
     0.5
     """
     rates, tpr, _ = roc(scores, members)
-    return float(tpr[_last_within(rates[None], fpr)[0]])
+    return float(tpr[_last_within(rates[:, None], fpr)[0]])
 
 
 class _Answers:
@@ -98,17 +99,18 @@ def _answers(scores, members, chosen=None):
 
 
 def _cumulative(answers, weights):
-    """True and false positives from the highest threshold down, (B, thresholds + 1); weights None counts each once."""
-    weight = np.ones((1, len(answers.scores))) if weights is None else weights
-    zero = np.zeros((len(weight), 1))
-    true = np.cumsum(weight * answers.members, axis=1)[:, answers.last]
-    false = np.cumsum(weight * ~answers.members, axis=1)[:, answers.last]
-    return np.hstack([zero, true]), np.hstack([zero, false])
+    """True and false positives from the highest threshold down, (thresholds + 1, B); weights None counts each once."""
+    weight = np.ones((len(answers.scores), 1)) if weights is None else weights
+    both = []
+    for kind in (answers.members, ~answers.members):
+        counts = np.cumsum(weight * kind[:, None].astype(weight.dtype), axis=0)
+        both.append(np.vstack([np.zeros((1, weight.shape[1]), weight.dtype), counts[answers.last]]))
+    return both
 
 
 def _last_within(fpr, limit):
     # A rate is a ratio of counts, so 1 % of 300 must count 3 as within; the slack is far below one count.
-    return (fpr <= limit * (1 + 1e-9)).sum(axis=1) - 1
+    return (fpr <= limit * (1 + 1e-9)).sum(axis=0) - 1
 
 
 def _weights(rng, n_draws, n_models, n_patients):
@@ -193,11 +195,11 @@ def _measure(answers, weights, level):
     for weight in [None, *_weight_chunks(answers, weights)]:
         true, false = _cumulative(answers, weight)
         with np.errstate(invalid="ignore"):
-            tpr, fpr = true / true[:, -1:], false / false[:, -1:]
-        values = {"AUC": np.trapz(tpr, fpr, axis=1), "advantage": (tpr - fpr).max(axis=1)}
+            tpr, fpr = true.astype(float) / true[-1], false.astype(float) / false[-1]
+        values = {"AUC": np.trapz(tpr, fpr, axis=0), "advantage": (tpr - fpr).max(axis=0)}
         for limit in FPR_LEVELS:
             place = _last_within(fpr, limit)
-            values[_tpr_name(limit)] = tpr[np.arange(len(tpr)), place]
+            values[_tpr_name(limit)] = tpr[place, np.arange(tpr.shape[1])]
             values["place", limit] = place
         (estimates if weight is None else draws).append(pd.DataFrame(values))
     estimate, draws = estimates[0], pd.concat(draws, ignore_index=True)
@@ -221,39 +223,37 @@ def _measure(answers, weights, level):
 
 
 def _weight_chunks(answers, weights):
-    patients, pairs = weights
+    """Counts of every answer in some draws at a time, (answers, draws): sums along answers then run over whole rows."""
+    patients, pairs = (np.ascontiguousarray(part.T) for part in weights)
     step = max(1, CHUNK // len(answers.scores))
-    for start in range(0, len(patients), step):
+    for start in range(0, patients.shape[1], step):
         stop = start + step
-        yield patients[start:stop][:, answers.patient] * pairs[start:stop][:, answers.pair]
+        yield patients[answers.patient, start:stop] * pairs[answers.pair, start:stop]
 
 
 def _at_thresholds(answers, everybody, weights, thresholds, level):
     """TPR and FPR of one group at the thresholds that everybody is judged by."""
-    rows = []
-    for limit, threshold in thresholds.items():
-        # How many of the group stand at or above each threshold; scores run downwards.
-        reach = np.searchsorted(-answers.scores, -threshold, side="right")
-        rates = {"TPR": answers.members, "FPR": ~answers.members}
-        draws = {name: [] for name in rates}
-        start = 1
-        for weight in _weight_chunks(answers, weights):
-            place = reach[start : start + len(weight)]
-            start += len(weight)
-            for name, kind in rates.items():
-                total = np.cumsum(np.hstack([np.zeros((len(weight), 1)), weight * kind]), axis=1)
+    # How many of the group stand at or above each threshold; scores run downwards.
+    reach = {limit: np.searchsorted(-answers.scores, -found, side="right") for limit, found in thresholds.items()}
+    kinds = {"TPR": answers.members, "FPR": ~answers.members}
+    draws = {(name, limit): [] for name in kinds for limit in thresholds}
+    start = 1
+    for weight in _weight_chunks(answers, weights):
+        columns = np.arange(weight.shape[1])
+        for name, kind in kinds.items():
+            total = np.cumsum(weight * kind[:, None].astype(weight.dtype), axis=0)
+            total = np.vstack([np.zeros((1, len(columns)), weight.dtype), total]).astype(float)
+            for limit in thresholds:
                 with np.errstate(invalid="ignore"):
-                    draws[name].append(total[np.arange(len(weight)), place] / total[:, -1])
-        support = _false_positives(everybody, int((everybody.scores[everybody.last] >= threshold[0]).sum()))
-        for name, kind in rates.items():
-            estimate = kind[: reach[0]].sum() / kind.sum()
-            row = _row(
-                f"{name} at the global threshold, FPR {limit:g}",
-                estimate,
-                np.concatenate(draws[name]),
-                answers,
-                level,
-            )
+                    draws[name, limit].append(total[reach[limit][start + columns], columns] / total[-1])
+        start += len(columns)
+    rows = []
+    for limit, found in thresholds.items():
+        support = _false_positives(everybody, int((everybody.scores[everybody.last] >= found[0]).sum()))
+        for name, kind in kinds.items():
+            estimate = kind[: reach[limit][0]].sum() / kind.sum()
+            metric = f"{name} at the global threshold, FPR {limit:g}"
+            row = _row(metric, estimate, np.concatenate(draws[name, limit]), answers, level)
             rows.append(_supported(row, limit, everybody, support))
     return rows
 
@@ -423,3 +423,67 @@ def _utility_rows(probability, labels, judged, total, class_names, level):
         row = {"group": group, "metric": metric, "estimate": draws[0], "low": low, "high": high}
         rows.append({**row, "n_patients": n_patients, "n_models": len(judged)})
     return pd.DataFrame(rows)
+
+
+def separation_table(points, labels, judged, n_bootstrap=200, seed=0, level=CONFIDENCE):
+    """Measure how well classes lie apart in what models make of patients.
+
+    Parameters
+    ----------
+    points : sequence of numpy.ndarray
+        One (n, h) a model.
+    labels : numpy.ndarray
+        (n,) int.
+    judged : numpy.ndarray
+        (M, n) bool: whose points count, as ``~members`` for held-out patients.
+    n_bootstrap, seed, level
+        As in `attack_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns group, metric, estimate, low, high, n_patients, n_models; means over models. Silhouette: -1 to 1, 1 is
+        best, each patient's within its own model. Davies-Bouldin index: 0 is best.
+
+    References
+    ----------
+    Rousseeuw, J Comput Appl Math 20, 1987, equation 1. Davies, Bouldin, IEEE Trans Pattern Anal Mach Intell 1, 1979.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 1] * 20)
+    >>> points = [labels[:, None] + 0.01 * np.random.default_rng(m).normal(size=(40, 3)) for m in range(2)]
+    >>> separation_table(points, labels, np.ones((2, 40), bool))["metric"].tolist()
+    ['silhouette', 'Davies-Bouldin index']
+    """
+    labels, judged = np.asarray(labels), np.asarray(judged, bool)
+    rng = np.random.default_rng([seed, 26])
+    patients, pairs = _weights(rng, n_bootstrap, *judged.shape)
+    models = np.repeat(pairs, 2, axis=1)[:, : len(judged)]
+    widths = np.zeros(judged.shape)
+    for m, mask in enumerate(judged):
+        widths[m, mask] = silhouette_samples(points[m][mask], labels[mask])
+    silhouettes = ((models @ widths) * patients).sum(axis=1) / ((models @ judged) * patients).sum(axis=1)
+    indices = [
+        np.average([_davies_bouldin(points[m], labels, judged[m] * count) for m in np.flatnonzero(drawn)],
+                   weights=drawn[drawn > 0])
+        for count, drawn in zip(patients.astype(int), models, strict=True)
+    ]  # fmt: skip
+    once = np.mean([_davies_bouldin(points[m], labels, judged[m].astype(int)) for m in range(len(judged))])
+    rows = []
+    tail = 50 * (1 - level)
+    for metric, estimate, draws in (
+        ("silhouette", widths.sum() / judged.sum(), silhouettes), ("Davies-Bouldin index", once, indices)
+    ):  # fmt: skip
+        low, high = np.nanpercentile(draws, [tail, 100 - tail])
+        row = {"group": "all", "metric": metric, "estimate": float(estimate), "low": low, "high": high}
+        rows.append({**row, "n_patients": int(judged.any(axis=0).sum()), "n_models": len(judged)})
+    return pd.DataFrame(rows)
+
+
+def _davies_bouldin(points, labels, counts):
+    chosen = np.repeat(np.arange(len(labels)), counts)
+    # A class of one patient has no width of its own, and a draw without a class has one class fewer.
+    sizes = np.bincount(labels[chosen])
+    chosen = chosen[sizes[labels[chosen]] > 1]
+    return davies_bouldin_score(points[chosen], labels[chosen])

@@ -168,6 +168,30 @@ def predict(model, features):
     return model(features, training=False).numpy()
 
 
+def representation(model, features):
+    """What the last layer of a model works on.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        From `build`.
+    features : numpy.ndarray
+        (n, d) float32.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, h) float32; of a softmax regression the features themselves.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> representation(build(Recipe("mlp", hidden=(8,)), 4, 2, seed=0), np.zeros((3, 4), np.float32)).shape
+    (3, 8)
+    """
+    return tf.keras.Model(model.input, model.layers[-1].input)(features, training=False).numpy()
+
+
 def save(model, path):
     """Write a model as one ``.keras`` file, atomically; `tf.keras.models.load_model` opens it without genlib.
 

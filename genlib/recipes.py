@@ -241,6 +241,12 @@ class Recipe:
             )
         if self.l1 and self.group:
             raise ValueError(f"l1={self.l1} with group={self.group}: choose one of the two")
+        if self.architecture == "cnn" and (self.l1 or self.group):
+            raise ValueError(
+                "sparsity gives up genes, and a convolution shares its kernels over them; set l1, group to 0"
+            )
+        if self.architecture == "softmax" and self.dropout:
+            raise ValueError(f"dropout={self.dropout}: softmax regression has no hidden units to drop; set it to 0")
         if self.clustering and (self.mixup or self.adversary):
             raise ValueError("the K-means rounds go without mixup and adversarial regularization; set clustering=None")
         if self.class_weights and (

@@ -286,7 +286,7 @@ def test_twins_have_one_weight():
     answers = metrics._answers(np.arange(8.0).reshape(4, 2), members)
     pairs = np.array([[5.0, 7.0]])
     (weight,) = metrics._weight_chunks(answers, (np.ones((1, 2)), pairs))
-    by_model = dict(zip(answers.scores.astype(int) // 2, weight[0], strict=True))
+    by_model = dict(zip(answers.scores.astype(int) // 2, weight[:, 0], strict=True))
     assert by_model == {0: 5.0, 1: 5.0, 2: 7.0, 3: 7.0}
 
 
@@ -468,3 +468,24 @@ def test_utility_resamples_patients_and_whole_twin_pairs(classified):
 def test_utility_refuses_shapes_that_disagree_and_nobody_judged(logits, labels, judged):
     with pytest.raises(ValueError, match="shapes disagree or nobody is judged"):
         metrics.utility_table(logits, labels, judged)
+
+
+def test_separation_is_that_of_scikit_learn_for_one_model_and_a_mean_over_models():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    points = [3 * np.eye(3)[labels] + rng.normal(size=(90, 3)) for _ in range(4)]
+    judged = rng.random((4, 90)) < 0.5
+    table = metrics.separation_table(points, labels, judged).set_index("metric")
+    rows = [(points[m][judged[m]], labels[judged[m]]) for m in range(4)]
+    davies = np.mean([sklearn.metrics.davies_bouldin_score(*row) for row in rows])
+    silhouette = np.concatenate([sklearn.metrics.silhouette_samples(*row) for row in rows]).mean()
+    assert table.loc["Davies-Bouldin index", "estimate"] == pytest.approx(davies)
+    assert table.loc["silhouette", "estimate"] == pytest.approx(silhouette)
+    assert (table["low"] < table["estimate"]).all() and (table["estimate"] < table["high"]).all()
+
+
+def test_classes_that_mean_nothing_do_not_lie_apart():
+    rng = np.random.default_rng(1)
+    labels, points = rng.integers(0, 3, 300), [rng.normal(size=(300, 4)) for _ in range(4)]
+    silhouette = metrics.separation_table(points, labels, rng.random((4, 300)) < 0.5, 100).set_index("metric").iloc[0]
+    assert abs(silhouette["estimate"]) < 0.03

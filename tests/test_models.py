@@ -144,3 +144,20 @@ def test_an_unknown_architecture_names_the_known():
 
 def test_the_device_is_named():
     assert models.device() == "CPU" or tf.config.list_physical_devices("GPU")
+
+
+@pytest.mark.parametrize("name", ["mlp", "deeptype", "cnn"])
+def test_the_last_layer_makes_the_logits_of_the_representation(name):
+    x = np.random.default_rng(0).normal(size=(5, 150)).astype(np.float32)
+    model = models.build(Recipe(name, hidden=(8, 6)), 150, 3, seed=0)
+    kernel, bias = model.get_weights()[-2:]
+    inside = models.representation(model, x)
+    assert inside.shape == (5, 6)
+    np.testing.assert_allclose(inside @ kernel + bias, models.predict(model, x), atol=1e-5)
+
+
+def test_the_start_of_deeptype_is_that_of_its_paper():
+    kernels = models.build(Recipe("deeptype", hidden=(300, 200)), 400, 50, seed=3).get_weights()[::2]
+    for kernel in kernels:
+        assert kernel.std() == pytest.approx(0.02, rel=0.03)
+        assert kernel.mean() == pytest.approx(0, abs=0.001)

@@ -55,6 +55,8 @@ def test_so_does_every_field_of_the_guarantee(change):
         ({"l1": 0.1, "group": 0.1}, "choose one of the two"),
         ({"group": 0.1, "momentum": 0.9}, "go without; set it to 0"),
         ({"optimizer": "adam", "momentum": 0.9}, "go without; set it to 0"),
+        ({"architecture": "cnn", "group": 0.1}, "shares its kernels"),
+        ({"architecture": "softmax", "dropout": 0.1}, "no hidden units to drop"),
         ({"clustering": {}, "mixup": 0.1}, "set clustering=None"),
         ({"clustering": {"rounds": 0}}, "rounds=0"),
         ({"clustering": {"weight": -1.0}}, "weight=-1.0"),
