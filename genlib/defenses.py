@@ -1,10 +1,12 @@
-"""Defenses by distillation, and at the output: what a hospital shows of a model's answers.
+"""Defenses by another recipe, by distillation, and at the output: what a hospital shows of a model's answers.
 
 Distillation shares a model that learned from what other models say, so that it meets its patients at second hand. All
 else here is a function from logits to logits, which changes nothing inside the model: whoever gets the model itself is
 not stopped by it. A defense that only hides the signal still leaves the predicted class, so it is judged by what an
 attacker can do with that too.
 """
+
+import dataclasses
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +18,50 @@ from genlib import autodiff, bank
 
 # Probability in place of a rounded 0, so that logarithms stay finite: far below what any rounding can tell apart.
 NOTHING = 1e-12
+
+
+def variants(baseline, changes, only_middle=False):
+    """Make the recipes of defenses in training from a baseline, and say which it cannot have.
+
+    Parameters
+    ----------
+    baseline : genlib.recipes.Recipe
+    changes : dict of str to dict of str to dict
+        Name of a defense, of a strength, and the fields of the recipe that it changes.
+    only_middle : bool
+        Keep the middle strength of each defense alone.
+
+    Returns
+    -------
+    recipes : dict of (str, str) to genlib.recipes.Recipe
+        By name of defense and strength.
+    left_out : dict of str to str
+        Names of defenses that this architecture cannot have, and why.
+
+    Examples
+    --------
+    >>> from genlib.recipes import Recipe
+    >>> changes = {"L2": {"0.1": {"l2": 0.1}}, "dropout": {"0.5": {"dropout": 0.5}}}
+    >>> recipes, left_out = variants(Recipe("softmax"), changes)
+    >>> list(recipes), list(left_out)
+    ([('L2', '0.1')], ['dropout'])
+    """
+    recipes, left_out = {}, {}
+    for name, strengths in changes.items():
+        chosen = list(strengths)[len(strengths) // 2 :][:1] if only_middle else list(strengths)
+        for strength in chosen:
+            try:
+                recipe = dataclasses.replace(baseline, **strengths[strength])
+            except ValueError as error:
+                left_out[name] = str(error)
+                continue
+            if strengths[strength] and recipe == baseline:
+                left_out[name] = (
+                    f"{', '.join(strengths[strength])} means nothing to architecture='{baseline.architecture}'"
+                )
+            else:
+                recipes[name, strength] = recipe
+    return recipes, left_out
 
 
 def class_only(logits):

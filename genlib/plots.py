@@ -249,42 +249,75 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     return figure
 
 
-def trade_off_points(table, hue, label, xlabel, ylabel, chance=None):
+def trade_off_points(table, hue, label, xlabel, ylabel, chance=None, hues=None):
     """Draw settings as crosses of two intervals: what a model is worth against what it gives away.
+
+    Settings off the frontier are drawn faintly. Labels stand beside the figure, since good settings lie close together.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns x, x_low, x_high, y, y_low, y_high, `hue` and `label`.
+        Columns x, x_low, x_high, y, y_low, y_high, frontier and labeled (bool), `hue` and `label`. Rows without a
+        finite x and y are left out.
     hue, label : str
-        Columns: the color, and the text beside a point.
+        Columns: the color, and the text for a point.
     xlabel, ylabel : str
     chance : float, optional
         Height of an attacker who guesses.
+    hues : sequence of str, optional
+        All values of `hue` in their order, so that several figures show them alike.
 
     Examples
     --------
     >>> import pandas as pd
     >>> point = {"x": 0.8, "x_low": 0.7, "x_high": 0.9, "y": 0.6, "y_low": 0.5, "y_high": 0.7, "f": "all", "t": "3"}
-    >>> trade_off_points(pd.DataFrame([point]), "f", "t", "accuracy", "AUC").axes[0].get_xlabel()
+    >>> table = pd.DataFrame([{**point, "frontier": True, "labeled": True}])
+    >>> trade_off_points(table, "f", "t", "accuracy", "AUC").axes[0].get_xlabel()
     'accuracy'
     """
-    figure, axes = plt.subplots(figsize=(5.8, 4.0))
+    figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
+    looks = look(list(dict.fromkeys(table[hue] if hues is None else hues)))
+    looks = {value: one for value, one in looks.items() if value in set(table[hue])}
+    table = table[np.isfinite(table[["x", "y"]].astype(float)).all(axis=1)]
     if chance is not None:
         axes.axhline(chance, color="0.6", lw=0.8)
-        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="top")
-    for value, one in look(list(dict.fromkeys(table[hue]))).items():
-        part = table[table[hue] == value]
-        spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy(float)) for a in "xy"]
-        axes.errorbar(
-            part["x"], part["y"], xerr=spread[0], yerr=spread[1], fmt=one["marker"], color=one["color"], ms=5,
-            elinewidth=0.7, label=value,
-        )  # fmt: skip
-        for row in part.itertuples():
-            axes.annotate(getattr(row, label), (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), color="0.4", va="bottom")
+    for (value, frontier), part in table.groupby([hue, "frontier"], sort=False):
+        _crosses(axes, part, looks[value], faint=not frontier)
+    for value, one in looks.items():
+        axes.plot([], [], ls="", marker=one["marker"], color=one["color"], ms=5, label=value)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _labels_beside(axes, table[table["labeled"]], label)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+def _crosses(axes, part, one, faint):
+    spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy(float)) for a in "xy"]
+    axes.errorbar(
+        part["x"], part["y"], xerr=spread[0], yerr=spread[1], fmt=one["marker"], color=one["color"],
+        ms=3.5 if faint else 6, elinewidth=0.4 if faint else 0.9, alpha=0.3 if faint else 1, zorder=2 if faint else 3,
+    )  # fmt: skip
+
+
+def _labels_beside(axes, points, label):
+    """Write labels right of the axes, in the order of their points' heights, each with a thin line to its point."""
+    low, high = axes.get_ylim()
+    points = points.sort_values(["y", "x"])
+    thin = {"arrowstyle": "-", "color": "0.55", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
+    gap = min(0.042, 1 / max(1, len(points)))
+    heights = []
+    for y in (points["y"] - low) / (high - low):
+        heights.append(max([y, *(h + gap for h in heights[-1:])]))
+    # Too many high ones would leave the top; pushing them down keeps their order.
+    for i in range(len(heights) - 1, -1, -1):
+        heights[i] = min(heights[i], 1 - gap * (len(heights) - 1 - i))
+    for height, row in zip(heights, points.to_dict("records"), strict=True):
+        axes.annotate(
+            row[label], (row["x"], row["y"]), xytext=(1.03, height), textcoords="axes fraction", va="center",
+            fontsize=8, arrowprops=thin,
+        )  # fmt: skip
+    axes.set_ylim(low, high)
 
 
 def audited(table, promise, power):

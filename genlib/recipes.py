@@ -190,7 +190,8 @@ class Recipe:
     privacy: Privacy | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        # Softmax regression has no hidden layer, whatever is said of it.
+        object.__setattr__(self, "hidden", () if self.architecture == "softmax" else tuple(self.hidden))
         if self.class_weights is not None:
             object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
             if not all(weight >= 0 and math.isfinite(weight) for weight in self.class_weights):
@@ -247,6 +248,8 @@ class Recipe:
             )
         if self.architecture == "softmax" and self.dropout:
             raise ValueError(f"dropout={self.dropout}: softmax regression has no hidden units to drop; set it to 0")
+        if self.architecture != "softmax" and not all(isinstance(units, int) and units >= 1 for units in self.hidden):
+            raise ValueError(f"hidden={self.hidden}: must be whole numbers of at least 1")
         if self.clustering and (self.mixup or self.adversary):
             raise ValueError("the K-means rounds go without mixup and adversarial regularization; set clustering=None")
         if self.class_weights and (

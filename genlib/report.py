@@ -1,5 +1,6 @@
 """The answer in a few lines, from the results table alone."""
 
+import dataclasses
 import pathlib
 import re
 import sys
@@ -17,6 +18,9 @@ METRICS = {
     "TPR at FPR 0.1": "found at 10 % FPR",
     "TPR at FPR 0.01": "found at 1 % FPR",
 }
+HIDES = "hides only"  # how notebook 05 notes a defense that changes answers and leaves the model as it is
+ANSWERS = "answers only"
+SAME_IN_04 = ["from notebook", "promise", "what is shared"]  # say nothing new where all settings are of notebook 04
 
 
 def percent(row, digits=0):
@@ -105,17 +109,103 @@ def select(table, **where):
     return table
 
 
-def _settings(table):
-    """Settings of training with at least one attack against them: features, epsilon in words, their rows."""
-    trained = select(table, notebook="04_dp_sgd")
-    trained = trained[trained["set"] != "fault"]
-    for (features, epsilon), part in trained.groupby(["features", "epsilon"], dropna=False, sort=False):
-        if len(select(part, metric="AUC")):
-            yield features, "none" if np.isnan(epsilon) else f"{epsilon:g}", part
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way of training, or of answering, that was attacked.
+
+    Parameters
+    ----------
+    source : str
+        Notebook that measured it: ``"04"`` or ``"05"``.
+    family : str
+        What it is drawn with: the features of notebook 04, the kind of defense of notebook 05.
+    name : str
+    promise : str
+        ``"epsilon 4"``, or ``"none"``.
+    shared : str
+        ``"model"``, or ``"answers only"`` where the defense hides the signal and leaves the model as leaky as it was.
+    baseline : bool
+        Whether it is its notebook's training without any defense.
+    rows : pandas.DataFrame
+        What was measured of it: on held-out patients, and by the attacks.
+    """
+
+    source: str
+    family: str
+    name: str
+    promise: str
+    shared: str
+    baseline: bool
+    rows: pd.DataFrame
+
+    def words(self):
+        """Columns that say in every table which setting this is."""
+        return {
+            "setting": self.name, "from notebook": self.source, "promise": self.promise, "what is shared": self.shared
+        }  # fmt: skip
 
 
-def best_attack(rows):
-    """Name the attack with the highest AUC over everybody.
+def settings(table):
+    """List every setting with at least one attack against it: those of notebook 04, then those of notebook 05.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results with rows of either notebook.
+
+    Returns
+    -------
+    list of Setting
+
+    Raises
+    ------
+    ValueError
+        When no row of notebook 05 is noted as hiding only: such results would let a leaky model pass.
+
+    Examples
+    --------
+    >>> from genlib.results import COLUMNS
+    >>> settings(pd.DataFrame(columns=COLUMNS))
+    []
+    """
+    return [one for one in [*_trained(table), *_defended(table)] if len(select(one.rows, metric="AUC"))]
+
+
+def _trained(table):
+    rows = select(table, notebook="04_dp_sgd")
+    rows = rows[rows["set"] != "fault"]
+    for (features, epsilon), part in rows.groupby(["features", "epsilon"], dropna=False, sort=False):
+        promise = "none" if np.isnan(epsilon) else f"epsilon {epsilon:g}"
+        baseline = promise == "none" and features == "all genes"
+        yield Setting("04", f"04: {features}", f"{features}: {promise}", promise, "model", baseline, part)
+
+
+def _defended(table):
+    rows = select(table, notebook="05_defenses", set=["held-out", "strongest"])
+    if len(rows) and not _hides(rows):
+        raise ValueError(
+            f"no row of 05_defenses is noted '{HIDES}', so nothing tells defenses of the answers from defenses of the "
+            "model; these results are older than that note, run the notebook again (./run_all.sh --only 05_defenses)"
+        )
+    for (defense, features), part in rows.groupby(["defense", "features"], sort=False):
+        hides, strength = _hides(part), features.removeprefix("strength ")
+        yield Setting(
+            source="05",
+            family=f"05: {HIDES if hides else 'DP-SGD' if strength.startswith('epsilon ') else 'other training'}",
+            name=defense + (f": {strength}" if strength else "") + (f" ({HIDES})" if hides else ""),
+            promise=strength if strength.startswith("epsilon ") else "none",
+            shared=ANSWERS if hides else "model",
+            baseline=defense == "none",
+            rows=part,
+        )
+
+
+def _hides(rows):
+    return rows["note"].fillna("").str.startswith(HIDES).any()
+
+
+def best_attack(rows, group="all"):
+    """Name the attack with the highest AUC over everybody, among those that were measured on a group.
 
     Examples
     --------
@@ -123,28 +213,49 @@ def best_attack(rows):
     >>> best_attack(rows)
     'b'
     """
-    areas = select(rows, metric="AUC", group="all")
+    measured = list(select(rows, metric="AUC", group=group)["attack"])
+    areas = select(rows, metric="AUC", group="all", attack=measured)
+    if areas.empty:
+        raise LookupError(f"no attack was measured on the group {group!r}")
     return areas.loc[areas["estimate"] == areas["estimate"].max(), "attack"].iloc[0]
 
 
-def frontier_points(table, x, y, group="all", attack=None):
-    """Put every setting at a point: a utility, a risk, both with intervals, and whether another beats it on both.
+def rarest_class(table):
+    """Name the class with the fewest patients, from the rows of notebook 01.
+
+    Examples
+    --------
+    >>> sizes = pd.DataFrame({"group": ["all", "A", "B"], "estimate": [30, 20, 10]})
+    >>> rarest_class(sizes.assign(notebook="01_cohort", metric="patients"))
+    'B'
+    """
+    patients = select(table, notebook="01_cohort", metric="patients")
+    patients = patients[patients["group"] != "all"]
+    return patients.loc[patients["estimate"].idxmin(), "group"]
+
+
+def frontier_points(table, x, y, group="all"):
+    """Put every setting at a point: a utility, a risk, both with intervals, and whether it is on the frontier.
+
+    A setting is beaten by another that is worth as much or more and gives away as little or less, one of both strictly.
+    What shares its answers only does not beat what shares the model. What could not be measured is not on the frontier
+    and beats nothing.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebook 04.
+        Results with rows of notebooks 04 and 05.
     x, y : str
-        Metrics: a utility of held-out patients (more is better) and an attack's (less is better).
+        Metrics: a utility of held-out patients (more is better) and an attack's (less is better). For each setting the
+        attack with the highest AUC over everybody counts, among those that were measured on the group.
     group : str
         Whose: ``"all"`` or a class.
-    attack : str, optional
-        One attack; by default, for each setting, that with the highest AUC over everybody.
 
     Returns
     -------
     pandas.DataFrame
-        Columns features, label (epsilon or "none"), x, x_low, x_high, y, y_low, y_high, dominated.
+        Columns as `Setting.words`, then family, baseline, attack, x, x_low, x_high, y, y_low, y_high, frontier, and for
+        the figure label and labeled: those on the frontier and the undefended ones. Rows as in `settings_table`.
 
     Examples
     --------
@@ -153,58 +264,202 @@ def frontier_points(table, x, y, group="all", attack=None):
     True
     """
     points = []
-    for features, epsilon, part in _settings(table):
-        worth = one(part, metric=x, group=group, set="held-out")
-        risk = one(part, metric=y, group=group, attack=attack or best_attack(part))
-        point = {"features": features, "label": epsilon, "x": worth["estimate"], "y": risk["estimate"]}
+    for setting in settings(table):
+        attack = best_attack(setting.rows, group)
+        point = {**setting.words(), "family": setting.family, "baseline": setting.baseline, "attack": attack}
+        worth = one(setting.rows, metric=x, group=group, set="held-out")
+        risk = one(setting.rows, metric=y, group=group, attack=attack)
         for axis, row in (("x", worth), ("y", risk)):
-            point |= {f"{axis}_low": row["low"], f"{axis}_high": row["high"]}
+            point |= {axis: row["estimate"], f"{axis}_low": row["low"], f"{axis}_high": row["high"]}
         points.append(point)
     for point in points:
-        point["dominated"] = any(
-            other["x"] >= point["x"]
-            and other["y"] <= point["y"]
-            and (other["x"], other["y"]) != (point["x"], point["y"])
-            for other in points
-        )
+        measured = np.isfinite([point["x"], point["y"]]).all()
+        point["frontier"] = bool(measured) and not any(_beats(other, point) for other in points)
+        point["labeled"] = point["frontier"] or point["baseline"]
+        point["label"] = f"{point['setting']} ({point['from notebook']})"
     return pd.DataFrame(points)
 
 
-def decision_table(table, tolerance, metric="TPR at FPR 0.1"):
-    """Say for every setting whether it stays within a tolerance, the most useful settings first.
+def _beats(one, other):
+    as_good = one["x"] >= other["x"] and one["y"] <= other["y"]
+    as_open = one["what is shared"] != ANSWERS or other["what is shared"] == ANSWERS
+    return as_good and as_open and (one["x"], one["y"]) != (other["x"], other["y"])
 
-    A setting passes when the upper end of the interval of the best attack's rate is at most the tolerance.
+
+def baselines(table, rarest):
+    """Put the undefended trainings of notebooks 04 and 05 side by side: they differ in members, not in recipe.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebook 04.
-    tolerance : float
-        Largest share of members that may be found.
-    metric : str
-        The rate that is held against it.
+        Results with rows of notebooks 04 and 05.
+    rarest : str
+        Class whose recall is shown.
 
     Returns
     -------
     pandas.DataFrame
-        Columns features, epsilon, balanced accuracy, members found, passes ("yes", "no" or "not measurable").
+        One row a notebook: how many members and models, what they are worth and give away.
 
     Examples
     --------
     >>> from genlib.results import COLUMNS
-    >>> decision_table(pd.DataFrame(columns=COLUMNS), 0.1).empty
+    >>> baselines(pd.DataFrame(columns=COLUMNS), "A").empty
     True
     """
     rows = []
-    for features, epsilon, part in _settings(table):
-        worth = one(part, metric="balanced accuracy", group="all", set="held-out")
-        found = one(part, metric=metric, group="all", attack=best_attack(part))
-        verdict = "not measurable" if not np.isfinite(found["high"]) else "yes" if found["high"] <= tolerance else "no"
-        row = {"features": features, "epsilon": epsilon, "balanced accuracy": percent(worth)}
-        rows.append({**row, "members found": percent(found), "passes": verdict, "worth": worth["estimate"]})
+    for setting in settings(table):
+        if setting.baseline:
+            held_out = select(setting.rows, set="held-out")
+            worth, attack = one(held_out, metric="balanced accuracy"), best_attack(setting.rows)
+            risk = select(setting.rows, group="all", attack=attack)
+            row = {"setting": setting.name, "from notebook": setting.source, "models": worth["n_models"]}
+            row["patients judged"], row["members of a model, about"] = worth["n_patients"], worth["n_patients"] // 2
+            row["balanced accuracy"] = percent(worth)
+            row[f"recall of {rarest}"] = percent(one(held_out, metric="recall", group=rarest))
+            row |= {"best attack": attack, "attack AUC": plain(one(risk, metric="AUC"))}
+            rows.append(row | {METRICS["TPR at FPR 0.01"]: percent(one(risk, metric="TPR at FPR 0.01"))})
+    return pd.DataFrame(rows)
+
+
+def exposure_table(table, group):
+    """Say for every setting what it is worth to one class and how many of its members are recognized.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results with rows of notebooks 04 and 05.
+    group : str
+        A class.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns as `Setting.words`, then recall, attack, members recognized (at the threshold that accuses 1 in 100 of
+        all non-members; "not measurable" where that rests on too few patients) and AUC within the class.
+
+    Examples
+    --------
+    >>> from genlib.results import COLUMNS
+    >>> exposure_table(pd.DataFrame(columns=COLUMNS), "A").empty
+    True
+    """
+    rows = []
+    for setting in settings(table):
+        attack = best_attack(setting.rows, group)
+        risk = select(setting.rows, group=group, attack=attack)
+        recall = one(setting.rows, metric="recall", group=group, set="held-out")
+        row = {**setting.words(), f"recall of {group}": percent(recall), "attack": attack}
+        row["members recognized"] = percent(one(risk, metric="TPR at the global threshold, FPR 0.01"))
+        rows.append({**row, "AUC within the class": plain(one(risk, metric="AUC"))})
+    return pd.DataFrame(rows)
+
+
+def decision_table(table, tolerance, rarest, metric="TPR at FPR 0.01"):
+    """Say for every setting whether it stays within a tolerance, the most useful settings first.
+
+    A setting passes when the upper end of the interval of the best attack's rate is at most the tolerance. A defense of
+    the answers passes for answers only, never for the model.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results with rows of notebooks 04 and 05.
+    tolerance : float
+        Largest share of members that may be recognized.
+    rarest : str
+        Class whose recall is shown.
+    metric : str
+        The rate that is held against the tolerance.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns as `Setting.words`, then balanced accuracy, recall of the rarest class, members recognized of 100, and
+        passes ("yes", "for answers only", "no" or "not measurable").
+
+    Examples
+    --------
+    >>> from genlib.results import COLUMNS
+    >>> decision_table(pd.DataFrame(columns=COLUMNS), 0.03, "A").empty
+    True
+    """
+    rows = []
+    for setting in settings(table):
+        worth = one(setting.rows, metric="balanced accuracy", group="all", set="held-out")
+        recall = one(setting.rows, metric="recall", group=rarest, set="held-out")
+        found = one(setting.rows, metric=metric, group="all", attack=best_attack(setting.rows))
+        row = {**setting.words(), "balanced accuracy": percent(worth), f"recall of {rarest}": percent(recall)}
+        row["members recognized of 100"] = plain({key: 100 * found[key] for key in ("estimate", "low", "high")}, 1)
+        rows.append({**row, "passes": _verdict(found, tolerance, setting.shared), "worth": worth["estimate"]})
     if not rows:
         return pd.DataFrame()
     return pd.DataFrame(rows).sort_values("worth", ascending=False, ignore_index=True).drop(columns="worth")
+
+
+def _verdict(found, tolerance, shared):
+    if not np.isfinite([found["estimate"], found["high"]]).all():
+        return "not measurable"
+    if found["high"] > tolerance:
+        return "no"
+    return "for answers only" if shared == ANSWERS else "yes"
+
+
+def by_setting(table, metric):
+    """Keep one metric over everybody, and name each row by its defense and strength in a column `setting`.
+
+    Examples
+    --------
+    >>> row = {"metric": "AUC", "group": "all", "defense": "L2", "features": "strength 0.1", "estimate": 0.6}
+    >>> by_setting(pd.DataFrame([row]), "AUC")["setting"].tolist()
+    ['L2: 0.1']
+    """
+    rows = select(table, metric=metric, group="all")
+    return rows.assign(setting=rows["defense"] + rows["features"].str.replace("strength ", ": ", regex=False))
+
+
+def defenses_table(utility, risk, controls, seconds, group="all"):
+    """Put every setting of notebook 05 into one row: what it is worth, what the strongest attack finds, what it took.
+
+    Parameters
+    ----------
+    utility, risk, controls : pandas.DataFrame
+        Rows with the columns defense and features; of `risk` one attack a setting.
+    seconds : dict of (str, str) to float
+        Time of training, by defense and strength.
+    group : str
+        ``"all"``, or a class whose recall and members found are shown instead.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Numbers with intervals in words.
+
+    Examples
+    --------
+    >>> defenses_table(*[pd.DataFrame(columns=["defense", "features", "group"])] * 3, {}).empty
+    True
+    """
+    everybody = group == "all"
+    lines = []
+    for (defense, features), worth in select(utility, group=group).groupby(["defense", "features"], sort=False):
+        strength = features.removeprefix("strength ")
+        attack = select(risk, group=group, defense=defense, features=features)
+        named = "TPR at FPR 0.01" if everybody else "TPR at the global threshold, FPR 0.01"
+        line = {"defense": defense, "strength": strength}
+        if everybody:
+            line["accuracy"] = percent(one(worth, metric="accuracy"))
+            line["balanced accuracy"] = percent(one(worth, metric="balanced accuracy"))
+            line["calibration error"] = f"{one(worth, metric='calibration error')['estimate']:.2f}"
+        else:
+            line["recall"] = percent(one(worth, metric="recall"))
+        line["attack AUC"] = plain(one(attack, metric="AUC"))
+        line["found at 1 % FPR"] = percent(one(attack, metric=named))
+        line["best attack"] = attack["attack"].iloc[0]
+        line["control AUC"] = plain(one(controls, metric="AUC", defense=defense, features=features))
+        line["training s"] = f"{seconds[defense, strength]:.1f}" if (defense, strength) in seconds else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def takeaway(text):
@@ -219,7 +474,7 @@ def takeaway(text):
 
 
 def settings_table(table):
-    """Put every setting of training into one row: what it is worth and what the best attack finds.
+    """Put every setting into one row: what it is worth and what the best attack finds.
 
     For each setting the attack with the highest AUC counts: an attacker picks the best one. Its interval is not
     corrected for that choice.
@@ -227,12 +482,12 @@ def settings_table(table):
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebook 04.
+        Results with rows of notebook 04, 05, or both.
 
     Returns
     -------
     pandas.DataFrame
-        Columns features, epsilon (text), attack, and one column a metric, with intervals in words.
+        Columns as `Setting.words`, then attack, and one column a metric, with intervals in words.
 
     Examples
     --------
@@ -241,10 +496,10 @@ def settings_table(table):
     True
     """
     rows = []
-    for features, epsilon, part in _settings(table):
-        whole = select(part, group="all")
+    for setting in settings(table):
+        whole = select(setting.rows, group="all")
         attack = best_attack(whole)
-        row = {"features": features, "epsilon": epsilon, "best attack": attack}
+        row = {**setting.words(), "best attack": attack}
         for metric in ("accuracy", "balanced accuracy"):
             row[METRICS[metric]] = percent(one(whole, metric=metric, set="held-out"))
         row["attack AUC"] = plain(one(whole, metric="AUC", attack=attack))
@@ -255,7 +510,7 @@ def settings_table(table):
 
 
 def summary(table):
-    """Say the answer of a run in a short table, for the end of ``run_all.sh``.
+    """Say the answer of a run in a short table, for the end of ``run_all.sh``: the settings of notebook 04.
 
     Parameters
     ----------
@@ -272,11 +527,11 @@ def summary(table):
     >>> summary(pd.DataFrame(columns=COLUMNS))
     'No results of 04_dp_sgd yet; run it for the summary.'
     """
-    settings = settings_table(table)
-    if settings.empty:
+    trained = settings_table(select(table, notebook="04_dp_sgd"))
+    if trained.empty:
         return "No results of 04_dp_sgd yet; run it for the summary."
     head = "What a classifier is worth to held-out patients, and what the best of the attacks finds (95 % intervals):"
-    return head + "\n" + settings.to_string(index=False)
+    return head + "\n" + trained.drop(columns=SAME_IN_04).to_string(index=False)
 
 
 def readme(text, run_folder):
@@ -322,13 +577,14 @@ def _answer(table, run_folder):
     classes = select(attacks, attack="LiRA", metric="TPR at the global threshold, FPR 0.01")
     exposed = classes.loc[classes["estimate"].idxmax()]
     blind = one(attacks, attack="loss threshold", group=exposed["group"], metric=exposed["metric"])
-    settings = settings_table(table)
-    private = settings[settings["epsilon"] != "none"]
+    trained = settings_table(select(table, notebook="04_dp_sgd"))
+    private = trained[trained["promise"] != "none"]
     # Epsilon 1, where many would call a promise strong, or what comes next to it.
-    quoted = min(private["epsilon"], key=lambda epsilon: abs(np.log(float(epsilon))))
-    strict = private[private["epsilon"] == quoted].to_dict("records")
-    prices = ", ".join(f"{row['balanced accuracy']} on {row['features']}" for row in strict)
-    left = ", ".join(f"{row['attack AUC']} on {row['features']}" for row in strict)
+    quoted = min(private["promise"], key=lambda promise: abs(np.log(float(promise.removeprefix("epsilon ")))))
+    strict = private[private["promise"] == quoted].to_dict("records")
+    on = [row["setting"].removesuffix(f": {quoted}") for row in strict]
+    prices = ", ".join(f"{row['balanced accuracy']} on {name}" for name, row in zip(on, strict, strict=True))
+    left = ", ".join(f"{row['attack AUC']} on {name}" for name, row in zip(on, strict, strict=True))
     audited = select(table, notebook="06_audit", attack="audit, many runs").groupby("defense")["estimate"].max()
     refuted = audited > select(table, notebook="06_audit")["epsilon"].max()
     faults = refuted.index.str.startswith("FAULT")
@@ -340,7 +596,7 @@ def _answer(table, run_folder):
         f"trains models of the same kind and asks how the target treats this very patient (LiRA) finds {percent(lira)} "
         f"(AUC {areas[0]}), and {percent(exposed)} of the members of {exposed['group']} ({exposed['n_patients']} "
         f"patients), of whom the loss threshold finds {percent(blind)}. "
-        f"Trained with differential privacy at epsilon {strict[0]['epsilon']}, balanced accuracy is {prices}, and the "
+        f"Trained with differential privacy at {quoted}, balanced accuracy is {prices}, and the "
         f"best attack that was run there is left with an AUC of {left}. An audit of the training accuses "
         f"{refuted[~faults].sum()} of {(~faults).sum()} correct runs and exposes {refuted[faults].sum()} of "
         f"{faults.sum()} faults that were planted on purpose. In brackets: 95 % intervals over patients and pairs of "
@@ -351,8 +607,9 @@ def _answer(table, run_folder):
         "Balanced accuracy against attack AUC for every setting": "7a_trade_off",
     }
     figure = "\n\n".join(f"![{words}]({run_folder}/figures/{name}.svg)" for words, name in figures.items())
-    head = "| " + " | ".join(settings.columns) + " |\n|" + "---|" * len(settings.columns)
-    rows = "\n".join("| " + " | ".join(row) + " |" for row in settings.astype(str).to_numpy())
+    shown = trained.drop(columns=SAME_IN_04)
+    head = "| " + " | ".join(shown.columns) + " |\n|" + "---|" * len(shown.columns)
+    rows = "\n".join("| " + " | ".join(row) + " |" for row in shown.astype(str).to_numpy())
     return f"{text}\n\n{figure}\n\n{head}\n{rows}\n"
 
 

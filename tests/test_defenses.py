@@ -3,7 +3,7 @@ import pytest
 from scipy.special import softmax
 
 from genlib import attacks, bank, defenses, membership, metrics
-from genlib.recipes import Recipe
+from genlib.recipes import Privacy, Recipe
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (4, 50, 5))
 
@@ -241,3 +241,19 @@ def test_memguard_refuses_what_makes_no_sense():
     for wrong in (np.zeros(400, bool), np.ones(400, bool)):
         with pytest.raises(ValueError, match="members of no model"):
             defenses.memguard(logits, members, wrong, 0.5, seed=0)
+
+
+def test_what_an_architecture_cannot_have_is_left_out_with_its_reason():
+    changes = {
+        "fewer units": {"8": {"hidden": (8,)}, "4": {"hidden": (4,)}, "2": {"hidden": (2,)}},
+        "mixup": {"0.1": {"mixup": 0.1}},
+        "panel": {"pam50": {}},
+        "private": {"1": {"privacy": Privacy(1.0)}},
+    }
+    recipes, left_out = defenses.variants(Recipe("mlp"), changes, only_middle=True)
+    assert list(recipes) == [("fewer units", "4"), ("mixup", "0.1"), ("panel", "pam50"), ("private", "1")]
+    assert recipes["fewer units", "4"].hidden == (4,) and recipes["panel", "pam50"] == Recipe("mlp") and not left_out
+    _, left_out = defenses.variants(Recipe("softmax"), changes)
+    assert "means nothing to architecture='softmax'" in left_out["fewer units"]
+    _, left_out = defenses.variants(Recipe("cnn", clustering={}), changes)
+    assert set(left_out) == {"mixup", "private"}

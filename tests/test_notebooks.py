@@ -126,5 +126,8 @@ class TestSmokeRun:
         assert tf.keras.models.load_model(smoke / "target_model.keras").output_shape == (None, 3)
 
     def test_the_summary_has_a_row_for_every_setting(self, smoke):
-        settings = report.settings_table(results.load(smoke))
-        assert len(settings) == 2 * (1 + len(study.profile("smoke")["epsilons"]))
+        table = results.load(smoke)
+        settings = report.settings_table(table)["from notebook"].value_counts()
+        assert settings["04"] == 2 * (1 + len(study.profile("smoke")["epsilons"]))
+        assert settings["05"] == json.loads((smoke / "manifest.json").read_text())["05_defenses"]["settings"]
+        assert len(report.summary(table).splitlines()) == 2 + settings["04"]

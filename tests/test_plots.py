@@ -1,8 +1,15 @@
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from genlib import plots
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
 
 
 def test_colors_are_told_apart_in_gray_by_line_and_marker():
@@ -51,3 +58,43 @@ def test_the_audit_shows_every_canary_of_every_run_at_its_bound():
     shown = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
     assert shown["x"] == [0.0, 3.0] and shown["y"] == [1.5]
     assert shown["promise"] == [1.0, 1.0]
+
+
+@pytest.fixture
+def settings():
+    point = {"x_low": 0.6, "x_high": 0.9, "y_low": 0.5, "y_high": 0.7}
+    places = [(0.8, 0.51, True, True), (0.7, 0.6, False, False), (0.81, 0.51, False, True), (np.nan, 0.5, False, True)]
+    return pd.DataFrame(
+        [
+            {**point, "x": x, "y": y, "frontier": frontier, "labeled": labeled, "kind": "a", "name": f"setting {i}"}
+            for i, (x, y, frontier, labeled) in enumerate(places)
+        ]
+    )
+
+
+def test_settings_off_the_frontier_are_faint_and_named_only_when_asked(settings):
+    axes = plots.trade_off_points(settings, "kind", "name", "worth", "risk", chance=0.5).axes[0]
+    drawn = {tuple(np.asarray(one[0].get_xdata(), float)): one[0].get_alpha() for one in axes.containers}
+    assert drawn[(0.8,)] == 1 and drawn[(0.7, 0.81)] < 0.5
+    assert [text.get_text() for text in axes.texts] == ["chance", "setting 0", "setting 2"]
+
+
+def test_labels_of_points_at_one_height_stand_apart_within_the_figure(settings):
+    crowd = pd.concat([settings.iloc[[0]]] * 20, ignore_index=True)
+    axes = plots.trade_off_points(crowd, "kind", "name", "worth", "risk").axes[0]
+    heights = sorted(text.xyann[1] for text in axes.texts)
+    assert np.diff(heights).min() > 0.04 and heights[-1] <= 1
+
+
+def test_a_figure_without_any_measured_setting_does_not_fail(settings):
+    assert plots.trade_off_points(settings.iloc[[3]], "kind", "name", "worth", "risk").axes
+
+
+def test_two_figures_show_a_kind_alike_though_one_lacks_another_kind(settings):
+    both = pd.concat([settings.assign(kind="b"), settings])
+    first, second = (
+        plots.trade_off_points(part, "kind", "name", "worth", "risk", hues=["b", "a"]).axes[0]
+        for part in (both, settings)
+    )
+    seen = [{line.get_label(): line.get_marker() for line in axes.lines} for axes in (first, second)]
+    assert seen[0]["a"] == seen[1]["a"] != seen[0]["b"] and "b" not in seen[1]
