@@ -19,11 +19,12 @@ Commands
 Options of study
   --cohort NAME     tcga-brca (default), simulated, or a .csv, .tsv, .parquet or .h5ad file of your own
   --label COLUMN    the column of your file that holds the class of each patient
+  --architecture A  mlp (default), softmax, cnn or deeptype: the target model
   --profile NAME    smoke: a small simulated cohort, about a minute
                     quick (default): real patients, at most 15 minutes on 2 processor cores
                     full: more models, for a GPU or a night
   --seed NUMBER     0 by default; the same seed gives the same results table on the same platform
-  --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with the seed where it is not 0
+  --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with architecture and seed where given
   --from NOTEBOOK   start at this notebook (02 or 02_target_model); what comes before must be finished
   --only NOTEBOOK   run this notebook alone
   --help            show this
@@ -52,7 +53,7 @@ if [ "$command" = study ]; then
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) usage; exit 0 ;;
-            --cohort | --label | --profile | --seed | --run | --from | --only)
+            --cohort | --label | --architecture | --profile | --seed | --run | --from | --only)
                 [ $# -ge 2 ] || fail "option $1 needs a value (./run_all.sh --help)"
                 [ -n "$2" ] || fail "option $1 needs a value that is not empty (./run_all.sh --help)" ;;
             *) fail "unknown option '$1' (./run_all.sh --help)" ;;

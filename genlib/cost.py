@@ -56,11 +56,12 @@ def _patients(n_patients, n_genes):
     return rng.standard_normal((n_patients, n_genes), dtype=np.float32), rng.integers(0, N_CLASSES, n_patients)
 
 
-def bank(n_models=64, n_genes=20_000, engine="row-space", coordinates=False, n_patients=N_PATIENTS):
+def bank(n_models=64, n_genes=20_000, engine="row-space", coordinates=False, n_patients=N_PATIENTS, recipe=None):
     """Seconds that a bank of models takes, after one small bank that warms up; decomposition included.
 
     With `coordinates` the features are replaced by the patients' coordinates in row space, as the middle step between
-    Keras on genes and the engine of this study.
+    Keras on genes and the engine of this study. A `recipe`, fields of a `genlib.recipes.Recipe`, takes the place of the
+    usual one.
 
     Examples
     --------
@@ -75,7 +76,8 @@ def bank(n_models=64, n_genes=20_000, engine="row-space", coordinates=False, n_p
     features, labels = _patients(n_patients, n_genes)
     if coordinates:
         features = engines.basis(features)[0]
-    recipe = Recipe("mlp", hidden=(256,), epochs=30, batch_size=32, learning_rate=0.001)
+    usual = {"hidden": (256,), "epochs": 30, "batch_size": 32, "learning_rate": 0.001}
+    recipe = Recipe(**(recipe or usual))
     members = membership.paired_halves(np.zeros(n_patients, int), n_models, seed=0)
     options = {"engine": engine, "progress": False}
     banks.train(features, labels, members[:2], recipe, 1, **options)

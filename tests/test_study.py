@@ -73,6 +73,25 @@ def test_another_seed_gives_other_numbers(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["softmax", "cnn", "deeptype"])
+def test_every_architecture_runs_from_its_accuracy_to_the_defenses(runs, architecture):
+    for notebook in ("02", "03", "05"):
+        finish(runs[0], "--architecture", architecture, "--only", notebook)
+    for notebook in ("02_target_model", "03_membership_attacks", "05_defenses"):
+        assert set(results.load(folder(runs[0]), notebook)["architecture"]) == {architecture}
+    assert (folder(runs[0]) / "figures" / "2e_representation.svg").exists()
+
+
+def test_an_architecture_without_an_epsilon_leaves_those_notebooks_out(capsys):
+    options = study._options(["--profile", "smoke", "--architecture", "cnn"])
+    assert "04_dp_sgd" not in study._selected(options, "cnn")
+    assert "cannot be trained under an epsilon" in capsys.readouterr().out
+    assert study._chosen(options)["run_folder"] == "../outputs/simulated-smoke-cnn"
+    with pytest.raises(SystemExit):
+        study._chosen(study._options(["--architecture", "forest"]))
+
+
+@pytest.mark.slow
 def test_a_cohort_of_ones_own_runs_with_its_path_and_label_only(runs, tmp_path):
     rng = np.random.default_rng(0)
     names = np.array(["papillary", "follicular"])
