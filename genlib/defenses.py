@@ -311,7 +311,7 @@ def memguard(logits, members, reserved, budget, seed):
 
 GUARD_UNITS, GUARD_STEPS, GUARD_RATE = 16, 200, 0.02
 # Of the search: its step (nats), its length, the weight of keeping the class, and growing weights of the distortion.
-MOVE, MOVES, KEEP_CLASS, DISTORTIONS = 0.1, 150, 10.0, (0.1, 1.0, 10.0)
+MOVE, MOVES, KEEP_CLASS, DISTORTIONS = 0.1, 100, 10.0, (0.1, 1.0, 10.0)
 
 
 def _train_guard(logits, members, reserved, rngs):
