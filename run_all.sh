@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-KNOWN_COHORTS="tcga-brca simulated"
+KNOWN_COHORTS="tcga-brca tcga-kipan tcga-lgg simulated"
+OWN_COHORTS=${GENLIB_DATA:-${XDG_CACHE_HOME:-$HOME/.cache}/genlib}/cohorts.yaml
 VENV=.venv
 
 usage() {
@@ -17,8 +18,10 @@ Commands
   cost              measure times on this machine (notebook 08_cost), a few minutes
 
 Options of study
-  --cohort NAME     tcga-brca (default), simulated, or a .csv, .tsv, .parquet or .h5ad file of your own
+  --cohort NAME     tcga-brca (default), tcga-kipan, tcga-lgg, simulated, a .csv, .tsv, .parquet or .h5ad file of your own,
+                    or a cBioPortal study folder
   --label COLUMN    the column of your file that holds the class of each patient
+  --clinical FILE   with a matrix of genes x samples, as from UCSC Xena: the table that holds the label
   --architecture A  mlp (default), softmax, cnn or deeptype: the target model
   --profile NAME    smoke: a small simulated cohort, about a minute
                     quick (default): real patients, at most 15 minutes on 2 processor cores
@@ -53,7 +56,7 @@ if [ "$command" = study ]; then
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) usage; exit 0 ;;
-            --cohort | --label | --architecture | --profile | --seed | --run | --from | --only)
+            --cohort | --label | --clinical | --architecture | --profile | --seed | --run | --from | --only)
                 [ $# -ge 2 ] || fail "option $1 needs a value (./run_all.sh --help)"
                 [ -n "$2" ] || fail "option $1 needs a value that is not empty (./run_all.sh --help)" ;;
             *) fail "unknown option '$1' (./run_all.sh --help)" ;;
@@ -63,10 +66,13 @@ if [ "$command" = study ]; then
                 # Paths count from where the command was called, known names first.
                 case " $KNOWN_COHORTS " in
                     *" $2 "*) ;;
-                    *) [ -e "$2" ] || [ -e "$OLDPWD/$2" ] ||
+                    *) [ -e "$2" ] || [ -e "$OLDPWD/$2" ] || grep -qs "^$2:" "$OWN_COHORTS" ||
                         fail "unknown cohort '$2'; choose among $KNOWN_COHORTS, or give an existing file" ;;
                 esac
                 if [ ! -e "$2" ] && [ -e "$OLDPWD/$2" ]; then set -- "$1" "$OLDPWD/$2" "${@:3}"; fi ;;
+            --clinical)
+                [ -e "$2" ] || [ -e "$OLDPWD/$2" ] || fail "there is no file '$2'"
+                if [ ! -e "$2" ]; then set -- "$1" "$OLDPWD/$2" "${@:3}"; fi ;;
             --profile)
                 case "$2" in smoke | quick | full) ;; *) fail "unknown profile '$2'; choose smoke, quick or full" ;; esac ;;
             --seed)

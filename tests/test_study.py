@@ -131,3 +131,13 @@ def test_a_cohort_from_the_command_line_does_not_inherit_the_options_of_another(
     chosen = study._chosen(study._options(["--profile", "smoke", "--cohort", "tcga-brca"]))
     assert chosen["cohort_options"] == {}
     assert chosen["run_folder"] == "../outputs/tcga-brca-smoke"
+
+
+def test_a_clinical_table_goes_with_its_matrix_from_wherever_it_was_called(tmp_path):
+    for name in ("matrix.tsv", "clinical.tsv"):
+        (tmp_path / name).write_text("x")
+    words = ["--cohort", str(tmp_path / "matrix.tsv"), "--clinical", str(tmp_path / "clinical.tsv"), "--label", "kind"]
+    chosen = study._chosen(study._options(words))
+    assert (study.NOTEBOOKS / chosen["cohort"]).resolve() == tmp_path / "matrix.tsv"
+    assert (study.NOTEBOOKS / chosen["cohort_options"]["clinical"]).resolve() == tmp_path / "clinical.tsv"
+    assert chosen["cohort_options"]["label"] == "kind"

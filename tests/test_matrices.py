@@ -1,0 +1,188 @@
+"""cBioPortal folders and Xena matrices, as they come."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from genlib import cohorts
+
+N, GENES = 24, ["ESR1", "ERBB2", "GATA3", "KRT5"]
+RNG = np.random.default_rng(0)
+LINEAR = np.round(2 ** RNG.normal(8, 2, (len(GENES), N)), 4)
+SAMPLES = [f"TCGA-A{i % 3}-{i:04d}-01" for i in range(N)]
+PATIENTS = [name[:12] for name in SAMPLES]
+SUBTYPE = ["THCA_BRAF" if i % 2 else "THCA_RAS" for i in range(N)]
+COMMENTS = "#Patient Identifier\tSubtype\n#Identifier\tSubtype\n#STRING\tSTRING\n#1\t1\n"
+
+
+def study(folder, values=LINEAR, genes=GENES, entrez=(2099, 2064, 2625, 3852), samples=SAMPLES, **files):
+    """A cBioPortal study folder; `files` replace or add some, None leaves one out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(values, columns=samples)
+    table.insert(0, "Entrez_Gene_Id", list(entrez))
+    table.insert(0, "Hugo_Symbol", list(genes))
+    patients = pd.DataFrame({"PATIENT_ID": PATIENTS, "SUBTYPE": SUBTYPE})[::-1]
+    texts = {
+        "data_mrna_seq_v2_rsem.txt": table.to_csv(sep="\t", index=False),
+        "data_clinical_patient.txt": COMMENTS + patients.to_csv(sep="\t", index=False),
+        "data_clinical_sample.txt": COMMENTS
+        + pd.DataFrame({"SAMPLE_ID": samples, "PATIENT_ID": [s[:12] for s in samples]}).to_csv(sep="\t", index=False),
+        "data_mrna_seq_v2_rsem_zscores_ref_all_samples.txt": "not read",
+    } | {f"{name}.txt": text for name, text in files.items()}
+    for name, text in texts.items():
+        if text is not None:
+            (folder / name).write_text(text)
+    return folder
+
+
+def test_a_study_folder_runs_with_its_path_and_label_alone(tmp_path):
+    cohort = cohorts.load(study(tmp_path / "thca_tcga"), label="SUBTYPE")
+    assert cohort.name == "thca_tcga" and cohort.classes == ["THCA_BRAF", "THCA_RAS"] and cohort.genes == GENES
+    np.testing.assert_allclose(cohort.expression, np.log2(LINEAR.T + 1), rtol=1e-5)
+    assert [cohort.classes[k] for k in cohort.labels] == SUBTYPE
+    assert "log2(x + 1)" in cohort.provenance["rules"]
+    assert not any("TCGA" in name for name in cohort.data.obs_names)
+
+
+def test_no_name_of_a_patient_is_printed(tmp_path, capsys):
+    cohorts.load(study(tmp_path / "thca"), label="SUBTYPE", site=None)
+    assert "TCGA-A" not in capsys.readouterr().out
+
+
+def test_several_samples_of_a_patient_are_refused_or_merged_by_the_stated_rule(tmp_path):
+    samples = SAMPLES[:-2] + [f"{SAMPLES[0][:12]}-06", f"{SAMPLES[2][:12]}-06"]
+    folder = study(tmp_path / "thca", samples=samples)
+    with pytest.raises(ValueError, match="2 samples are second ones"):
+        cohorts.load(folder, label="SUBTYPE")
+    first = cohorts.load(folder, label="SUBTYPE", several="first")
+    np.testing.assert_allclose(first.expression, np.log2(LINEAR.T[:-2] + 1), rtol=1e-5)
+    mean = cohorts.load(folder, label="SUBTYPE", several="mean")
+    assert len(mean) == len(first) == N - 2
+    np.testing.assert_allclose(mean.expression[0], np.log2((LINEAR[:, 0] + LINEAR[:, -2]) / 2 + 1), rtol=1e-5)
+    np.testing.assert_allclose(mean.expression[1], first.expression[1], rtol=1e-5)
+    with pytest.raises(ValueError, match="several='all' is not known"):
+        cohorts.load(folder, label="SUBTYPE", several="all")
+
+
+def test_samples_that_disagree_about_the_class_are_not_averaged(tmp_path):
+    table = pd.DataFrame({"SAMPLE_ID": SAMPLES, "PATIENT_ID": [PATIENTS[0], *PATIENTS[:-1]], "KIND": SUBTYPE})
+    folder = study(tmp_path / "thca", data_clinical_sample=table.to_csv(sep="\t", index=False))
+    with pytest.raises(ValueError, match="1 patients differ in 'KIND'"):
+        cohorts.load(folder, label="KIND", several="mean")
+
+
+def test_genes_without_a_symbol_go_by_their_entrez_id_and_repeated_ones_by_the_most_expressed(tmp_path):
+    values = np.vstack([LINEAR, 10 * LINEAR[:1], LINEAR[1:2] + 1, LINEAR[:1]])
+    names, entrez = [*GENES, "ESR1", "", ""], [2099, 2064, 2625, 3852, 9999, 4242, ""]
+    cohort = cohorts.load(study(tmp_path / "thca", values, names, entrez), label="SUBTYPE")
+    assert cohort.genes == ["ERBB2", "GATA3", "KRT5", "ESR1", "entrez:4242"]
+    np.testing.assert_allclose(cohort.expression[:, 3], np.log2(10 * LINEAR[0] + 1), rtol=1e-5)
+    assert "without symbol and Entrez id" in cohort.provenance["rules"]
+
+
+def test_missing_and_constant_genes_are_left_out_and_it_is_said(tmp_path, capsys):
+    values = LINEAR.copy()
+    values[0, 3], values[1] = np.nan, 7.0
+    cohort = cohorts.load(study(tmp_path / "thca", values), label="SUBTYPE")
+    assert cohort.genes == GENES[2:]
+    said = capsys.readouterr().out
+    assert "1 genes with missing values are left out" in said and "1 genes with one value" in said
+
+
+def test_logarithms_where_counts_are_expected_and_the_reverse_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="seem to be logarithms already; pass units='log2'"):
+        cohorts.load(study(tmp_path / "a", np.log2(LINEAR)), label="SUBTYPE")
+    kept = cohorts.load(tmp_path / "a", label="SUBTYPE", units="log2")
+    np.testing.assert_allclose(kept.expression, np.log2(LINEAR).T, rtol=1e-5)
+    with pytest.raises(ValueError, match="which no log2 expression does; pass units='linear'"):
+        cohorts.load(study(tmp_path / "b"), label="SUBTYPE", units="log2")
+    with pytest.raises(ValueError, match="units='counts' is not known"):
+        cohorts.load(tmp_path / "b", label="SUBTYPE", units="counts")
+
+
+def test_values_below_zero_in_linear_files_are_zero_and_counted(tmp_path):
+    values = LINEAR.copy()
+    values[0, :2] = -0.5
+    cohort = cohorts.load(study(tmp_path / "thca", values), label="SUBTYPE")
+    assert (cohort.expression[:2, 0] == 0).all() and "2 values below 0" in cohort.provenance["rules"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"data_mrna_seq_v2_rsem": None}, "found: none"),
+        (
+            {"data_mrna_seq_v2_rsem": None, "data_mrna_a": "x", "data_mrna_b": "x"},
+            "found: data_mrna_a.txt, data_mrna_b",
+        ),
+        ({"data_clinical_sample": None}, "data_clinical_sample.txt"),
+        ({"data_clinical_patient": "#c\nID\tSUBTYPE\np\tx\n"}, "no column PATIENT_ID"),
+        ({"data_mrna_seq_v2_rsem": "Hugo_Symbol\tS1\tS1\nA\t1\t2\n"}, "1 samples have more than one column"),
+        ({"data_mrna_seq_v2_rsem": "Hugo_Symbol\t" + SAMPLES[0] + "\n"}, "holds no genes"),
+        ({"data_mrna_seq_v2_rsem": "Hugo_Symbol\t" + SAMPLES[0] + "\nA\thigh\n"}, "a value is not a number"),
+        ({"data_mrna_seq_v2_rsem": "Hugo_Symbol\tother\nA\t1\n"}, "none of its 1 samples"),
+    ],
+)
+def test_a_study_that_is_not_whole_is_named(tmp_path, files, said):
+    with pytest.raises(ValueError, match=said):
+        cohorts.load(study(tmp_path / "thca", **files), label="SUBTYPE")
+
+
+def test_a_label_that_is_not_there_names_those_that_are(tmp_path):
+    with pytest.raises(ValueError, match="no column 'STAGE' for label; columns: SAMPLE_ID, PATIENT_ID, SUBTYPE"):
+        cohorts.load(study(tmp_path / "thca"), label="STAGE")
+    with pytest.raises(ValueError, match="say which column holds the class"):
+        cohorts.load(study(tmp_path / "thca"))
+
+
+def xena(folder, turned=False, name="matrix.tsv.gz"):
+    table = pd.DataFrame(np.log2(LINEAR + 1), columns=SAMPLES, index=GENES)
+    table = table.T if turned else table
+    table.index.name = "sample"
+    text = table.to_csv(sep="," if ".csv" in name else "\t")
+    path = folder / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    clinical = pd.DataFrame({"sample": SAMPLES[::-1], "patient": PATIENTS[::-1], "kind": SUBTYPE[::-1]})
+    clinical.to_csv(folder / "phenotype.tsv", sep="\t", index=False)
+    return {"source": path, "clinical": folder / "phenotype.tsv", "label": "kind"}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", ["matrix.tsv.gz", "matrix.tsv", "matrix.csv"])
+def test_a_matrix_is_read_either_way_round_by_its_names(tmp_path, turned, name):
+    cohort = cohorts.load(**xena(tmp_path, turned, name))
+    assert cohort.genes == GENES and cohort.name == "matrix"
+    np.testing.assert_allclose(cohort.expression, np.log2(LINEAR.T + 1), rtol=1e-5)
+    assert [cohort.classes[k] for k in cohort.labels] == SUBTYPE
+
+
+def test_as_many_genes_as_samples_are_not_mistaken(tmp_path):
+    # A square matrix looks the same both ways; its names do not.
+    values = RNG.normal(8, 2, (N, N))
+    table = pd.DataFrame(values, index=[f"G{i}" for i in range(N)], columns=SAMPLES)
+    options = xena(tmp_path)
+    for turned in (False, True):
+        path = tmp_path / f"square{turned}.tsv"
+        (table.T if turned else table).to_csv(path, sep="\t", index_label="id")
+        cohort = cohorts.load(**options | {"source": path})
+        np.testing.assert_allclose(cohort.expression, values.T, rtol=1e-5)
+
+
+def test_a_site_is_coded_and_a_patient_column_is_used(tmp_path):
+    options = xena(tmp_path)
+    table = pd.read_csv(options["clinical"], sep="\t")
+    table["hospital"] = ["north", "south"] * (N // 2)
+    table.to_csv(options["clinical"], sep="\t", index=False)
+    cohort = cohorts.load(**options, site="hospital", patient="patient")
+    assert set(cohort.sites) == {0, 1}
+
+
+def test_many_genes_are_read_in_parts_to_the_same_numbers(tmp_path, monkeypatch):
+    whole = cohorts.load(study(tmp_path / "thca"), label="SUBTYPE").expression
+    monkeypatch.setattr("genlib.matrices.ROWS", 1)
+    np.testing.assert_array_equal(cohorts.load(tmp_path / "thca", label="SUBTYPE").expression, whole)
