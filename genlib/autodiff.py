@@ -111,9 +111,9 @@ def shrink(kernel, threshold, by_row):
     return kernel * tf.maximum(0.0, 1 - threshold / tf.maximum(size, np.finfo(np.float32).tiny))
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(structure, switches):
-    """One XLA function a structure; `switches` names what the loss and the update hold beside cross-entropy."""
+@functools.lru_cache(maxsize=128)
+def _compiled(structure, switches, shapes):
+    """One XLA function a structure and shapes; `switches` names what loss and update hold beside cross-entropy."""
 
     def step_once(step, state, data, hyper):
         weights, moments, squares, attacker = state
@@ -326,7 +326,7 @@ def train_one(inputs, labels, members, recipe, structure, batches, start, seed=0
     schedule = engine.steps_of(*batches, steps_padded, recipe.batch_size or n_padded, dtype)
     mix = engine.pairs(schedule[0], batches[1], recipe.mixup, seed, dtype)
     reference, attacker = _opponent(inputs, labels, reserved, recipe, dtype, k, schedule[0].shape, seed)
-    run = _compiled(structure, _switches(recipe))
+    run = _compiled(structure, _switches(recipe), (n_padded, inputs.shape, schedule[0].shape))
     weights = [np.asarray(w, dtype) for w in start]
     nothing = np.zeros((1, 1), dtype)
     data = (inputs[filled], labels[filled], nothing, reference, *schedule, *mix)
@@ -395,7 +395,7 @@ def _cluster(inputs, labels, n, weights, recipe, structure, hyper, seed):
     x[:, : len(alive)], first[: len(alive)] = inputs[:, alive], weights[0][alive]
     small = [first, *weights[1:]]
     moved, hyper = _zeros(small), hyper | {"ramp": dtype.type(TINY)}  # sparsity at full strength from the first step
-    run = _compiled(structure, _switches(recipe) | {"clustering"})
+    switches = _switches(recipe) | {"clustering"}
     reference, attacker = _opponent(None, None, None, recipe, dtype)
     for turn in range(plan.rounds):
         inside = predict(structure, tf.constant(x), small)[1].numpy()
@@ -406,6 +406,7 @@ def _cluster(inputs, labels, n, weights, recipe, structure, hyper, seed):
         schedule = engine.steps_of(rows, sizes, 0, recipe.batch_size or len(inputs), dtype)
         data = (x, labels, centers, reference, *schedule, *engine.pairs(schedule[0], sizes, 0.0, seed, dtype))
         hyper["done"] = np.int32(turn * len(sizes))
+        run = _compiled(structure, switches, (x.shape, schedule[0].shape))
         small, *moved, _ = run(data, np.int32(len(sizes)), (small, *moved, attacker), hyper)
     small = [w.numpy() if tf.is_tensor(w) else w for w in small]
     first = np.zeros_like(weights[0])
