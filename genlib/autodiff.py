@@ -211,7 +211,7 @@ def adam_rates(step, rate, squares):
     Examples
     --------
     >>> round(float(adam_rates(0, 0.1, [tf.constant([0.001])])[0]), 4)
-    0.1
+    1.0
     """
     count = tf.cast(step + 1, squares[0].dtype)
     rate = rate * tf.sqrt(1 - BETA_2**count) / (1 - BETA_1**count)
