@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from genlib import attacks, bank, defenses, membership, metrics
 from genlib.recipes import Privacy, Recipe
@@ -203,6 +203,8 @@ def test_memguard_stays_within_its_budget_and_at_none_changes_nothing():
         # A mean over 2,400 draws of at most 2: four standard errors.
         assert distances[budget].mean() <= budget + 4 * distances[budget].std() / np.sqrt(distances[budget].size) + 1e-6
     assert distances[0.0].max() < 1e-6
+    sure = defenses.memguard(20 * logits, members, reserved, 0.0, seed=0)
+    np.testing.assert_allclose(sure, log_softmax(20 * logits, axis=2), atol=1e-9)
     assert distances[0.1].mean() < distances[0.5].mean() <= distances[2.0].mean()
 
 
@@ -214,7 +216,8 @@ def test_memguard_hides_members_from_one_threshold_on_confidence():
         for answers in (logits, shown)
     )
     assert before > 0.9
-    assert abs(after - 0.5) < 0.6 * (before - 0.5)
+    # On neither side of 1/2: an order that is turned around tells as much.
+    assert abs(after - 0.5) < 0.15
 
 
 def test_the_guard_knows_members_and_its_border_is_crossed():
