@@ -29,7 +29,7 @@ Options of study
   --seed NUMBER     0 by default; the same seed gives the same results table on the same platform
   --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with architecture and seed where given
   --from NOTEBOOK   start at this notebook (02 or 02_target_model); what comes before must be finished
-  --only NOTEBOOK   run this notebook alone
+  --only NOTEBOOK   run this notebook alone, or these: 02,03
   --help            show this
 
 A run that was stopped or killed goes on where it was: run the same command again.
@@ -80,8 +80,8 @@ if [ "$command" = study ]; then
             --run)
                 case "$2" in */* | .*) fail "run name '$2' must be a plain folder name without '/'" ;; esac ;;
             --from | --only)
-                compgen -G "notebooks/$2*.ipynb" >/dev/null ||
-                    fail "unknown notebook '$2'; choose among $(cd notebooks && ls -- *.ipynb | sed 's/.ipynb//' | tr '\n' ' ')" ;;
+                for notebook in ${2//,/ }; do compgen -G "notebooks/$notebook*.ipynb" >/dev/null ||
+                    fail "unknown notebook '$notebook'; choose among $(cd notebooks && ls -- *.ipynb | sed 's/.ipynb//' | tr '\n' ' ')"; done ;;
         esac
         arguments+=("$1" "$2")
         shift 2
@@ -159,6 +159,7 @@ case "$command" in
     test)
         "$PYTHON" -m ruff check .
         "$PYTHON" -m ruff format --check .
-        exec "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"} ;;
+        # A test starts TensorFlow, or waits, on one core most of its time.
+        exec "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadgroup ${arguments[@]+"${arguments[@]}"} ;;
     lab) exec "$PYTHON" -m jupyter lab notebooks ${arguments[@]+"${arguments[@]}"} ;;
 esac

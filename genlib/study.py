@@ -86,7 +86,7 @@ def _options(arguments):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", help="folder below outputs/")
     parser.add_argument("--from", dest="start", help="notebook to start at")
-    parser.add_argument("--only", help="notebook to run alone")
+    parser.add_argument("--only", help="notebooks to run alone, separated by commas")
     parser.add_argument("--cost", action="store_true", help="measure times: run 08_cost alone")
     return parser.parse_args(arguments)
 
@@ -128,7 +128,7 @@ def _selected(options, architecture):
         return matches[0]
 
     if options.only:
-        return [find(options.only)]
+        return [find(only) for only in options.only.split(",")]
     left_out = WITHOUT.get(architecture, ())
     if left_out:
         print(f"Left out: {', '.join(left_out)}; architecture '{architecture}' cannot be trained under an epsilon here")

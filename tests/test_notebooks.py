@@ -8,7 +8,6 @@ import pytest
 
 from genlib import report, results, study
 
-ROOT = study.ROOT
 NOTEBOOKS = sorted(study.NOTEBOOKS.glob("*.ipynb"))
 PROFILES = ["smoke", "quick", "full"]
 
@@ -77,15 +76,8 @@ def test_defaults_of_the_notebooks_are_the_quick_profile():
                 assert ast.literal_eval(written) == quick[name], (notebook, name)
 
 
-@pytest.fixture(scope="module")
-def smoke():
-    """One smoke run through the command's own road, kept for the tests below."""
-    run = "test-smoke"
-    study.main(["--profile", "smoke", "--run", run])
-    return ROOT / "outputs" / run
-
-
 @pytest.mark.slow
+@pytest.mark.xdist_group("smoke")
 class TestSmokeRun:
     def test_every_notebook_is_executed_without_an_error(self, smoke):
         for notebook in study.names():
