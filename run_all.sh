@@ -22,6 +22,7 @@ Options of study
                     or a cBioPortal study folder
   --label COLUMN    the column of your file that holds the class of each patient
   --clinical FILE   with a matrix of genes x samples, as from UCSC Xena: the table that holds the label
+  --panel NAME      pam50 (default), a GMT file of your own, or none: the published genes that some models are trained on
   --architecture A  mlp (default), softmax, cnn or deeptype: the target model
   --profile NAME    smoke: a small simulated cohort, about a minute
                     quick (default): real patients, at most 15 minutes on 2 processor cores
@@ -56,7 +57,7 @@ if [ "$command" = study ]; then
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) usage; exit 0 ;;
-            --cohort | --label | --clinical | --architecture | --profile | --seed | --run | --from | --only)
+            --cohort | --label | --clinical | --panel | --architecture | --profile | --seed | --run | --from | --only)
                 [ $# -ge 2 ] || fail "option $1 needs a value (./run_all.sh --help)"
                 [ -n "$2" ] || fail "option $1 needs a value that is not empty (./run_all.sh --help)" ;;
             *) fail "unknown option '$1' (./run_all.sh --help)" ;;

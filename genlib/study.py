@@ -15,7 +15,7 @@ import pandas as pd
 import papermill
 import yaml
 
-from genlib import report, results
+from genlib import cohorts, report, results
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -81,6 +81,7 @@ def _options(arguments):
     parser.add_argument("--cohort", help="tcga-brca, simulated, or a file of your own")
     parser.add_argument("--label", help="column of your file that holds the class")
     parser.add_argument("--clinical", help="clinical table that goes with a matrix of genes x samples")
+    parser.add_argument("--panel", help="published gene panel: pam50, FILE.gmt or FILE.gmt#SET; none to go without")
     parser.add_argument("--architecture", help="one of the profile's targets")
     parser.add_argument("--profile", default="quick", choices=["smoke", "quick", "full"])
     parser.add_argument("--seed", type=int, default=0)
@@ -97,6 +98,9 @@ def _chosen(options):
     if options.cohort and options.cohort != chosen["cohort"]:
         # Options of the profile's own cohort, as the size of a simulated one, do not go with another.
         chosen |= {"cohort": options.cohort, "cohort_options": {}}
+        # A panel of the profile's own tumor may not fit a cohort that comes by name with few genes.
+        if "panel" in cohorts.registry().get(options.cohort, {}):
+            chosen["panel"] = cohorts.registry()[options.cohort]["panel"]
     if pathlib.Path(chosen["cohort"]).exists():
         # Notebooks run in their own folder; a path must not depend on where the command was called.
         chosen["cohort"] = os.path.relpath(chosen["cohort"], NOTEBOOKS)
@@ -105,6 +109,8 @@ def _chosen(options):
     if options.clinical:
         clinical = os.path.relpath(options.clinical, NOTEBOOKS)
         chosen["cohort_options"] = {**chosen["cohort_options"], "clinical": clinical}
+    if options.panel:
+        chosen["panel"] = _panel(options.panel)
     if options.architecture:
         if options.architecture not in chosen["targets"]:
             _fail(f"unknown architecture '{options.architecture}'; choose among {', '.join(chosen['targets'])}")
@@ -114,6 +120,13 @@ def _chosen(options):
     default = f"{stem}-{options.profile}{other}" + (f"-seed{options.seed}" if options.seed else "")
     chosen |= {"seed": options.seed, "run_folder": f"../outputs/{options.run or default}"}
     return chosen
+
+
+def _panel(given):
+    file, hash_sign, wanted = given.partition("#")
+    if given == "none":
+        return None
+    return os.path.relpath(file, NOTEBOOKS) + hash_sign + wanted if pathlib.Path(file).exists() else given
 
 
 # Needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.

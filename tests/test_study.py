@@ -139,3 +139,14 @@ def test_a_clinical_table_goes_with_its_matrix_from_wherever_it_was_called(tmp_p
     assert (study.NOTEBOOKS / chosen["cohort"]).resolve() == tmp_path / "matrix.tsv"
     assert (study.NOTEBOOKS / chosen["cohort_options"]["clinical"]).resolve() == tmp_path / "clinical.tsv"
     assert chosen["cohort_options"]["label"] == "kind"
+
+
+def test_a_panel_is_the_cohorts_own_the_given_one_or_none(tmp_path):
+    chosen = lambda *words: study._chosen(study._options(list(words)))["panel"]  # noqa: E731
+    assert chosen() == "pam50"
+    assert chosen("--cohort", "tcga-kipan") is None
+    assert chosen("--cohort", "tcga-kipan", "--panel", "pam50") == "pam50"
+    assert chosen("--panel", "none") is None
+    (tmp_path / "thyroid.gmt").write_text("thyroid\tsource\tTG\tTPO\n")
+    path = chosen("--panel", f"{tmp_path}/thyroid.gmt#thyroid")
+    assert (study.NOTEBOOKS / path.removesuffix("#thyroid")).samefile(tmp_path / "thyroid.gmt")
