@@ -5,6 +5,7 @@ A bank is all that attacks and metrics ever see: ``logits[m, i, :]`` and ``membe
 
 import concurrent.futures
 import dataclasses
+import functools
 import gc
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from genlib import autodiff, dpsgd, guarded, models, privacy, results
+from genlib import autodiff, cluster, dpsgd, guarded, models, privacy, results
 from genlib import engine as fast
 from genlib.recipes import Recipe
 
@@ -84,7 +85,8 @@ def train(
 ):
     """Train one model for each row of `members` and return what every model says of every patient.
 
-    With `cache`, every finished model is kept, and what a killed run had finished is not trained again.
+    With `cache`, every finished model is kept, and what a killed run had finished is not trained again. Where the
+    environment variable GENLIB_SCHEDULER names a Dask scheduler, its workers train (`genlib.cluster`).
 
     Parameters
     ----------
@@ -168,9 +170,11 @@ def train(
     paths = _paths(cache, common, recipes, members, seed, held_out, targets)
     stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
-    trained = _trainer(
-        engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep, missing
+    trainer = functools.partial(
+        _trainer, engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep
     )
+    scheduler = os.environ.get(cluster.VARIABLE)
+    trained = cluster.spread(trainer, missing, scheduler) if scheduler and missing else trainer(missing)
     kind = "private " if recipes[0].privacy else ""
     bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
     for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
@@ -361,7 +365,7 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets,
         return m, {"logits": logits, **{f"weights_{i}": w for i, w in enumerate(kept)}}
 
     # The compiled function leaves Python's lock alone, so threads are enough to use every core.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cluster.threads()) as pool:
         yield from pool.map(one, missing)
 
 

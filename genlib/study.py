@@ -5,6 +5,8 @@ inputs, is not run again. So a run that was killed goes on where it was.
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -15,11 +17,16 @@ import pandas as pd
 import papermill
 import yaml
 
-from genlib import cohorts, report, results
+from genlib import cluster, cohorts, report, results
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-NOT_IN_STUDY = ("08_cost",)  # compares speed, which says nothing about patients; runs by its own command
+# 08_cost compares speed, which says nothing about patients; 09_across_cohorts reads several runs. Each has its command.
+NOT_IN_STUDY = ("08_cost", "09_across_cohorts")
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped; says in which cell, why, and where it lies as far as it came."""
 
 
 def names():
@@ -78,16 +85,18 @@ def parameters_for(notebook, chosen):
 
 def _options(arguments):
     parser = argparse.ArgumentParser(prog="run_all.sh", description="Run the study.")
-    parser.add_argument("--cohort", help="tcga-brca, simulated, or a file of your own")
+    parser.add_argument("--cohort", help="tcga-brca, simulated, or a file of your own; or several, separated by commas")
     parser.add_argument("--label", help="column of your file that holds the class")
     parser.add_argument("--clinical", help="clinical table that goes with a matrix of genes x samples")
     parser.add_argument("--panel", help="published gene panel: pam50, FILE.gmt or FILE.gmt#SET; none to go without")
     parser.add_argument("--architecture", help="one of the profile's targets")
     parser.add_argument("--profile", default="quick", choices=["smoke", "quick", "full"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", default="0", help="or several, separated by commas")
     parser.add_argument("--run", help="folder below outputs/")
     parser.add_argument("--from", dest="start", help="notebook to start at")
     parser.add_argument("--only", help="notebooks to run alone, separated by commas")
+    parser.add_argument("--sweep", help="YAML file of options with lists of values: many runs")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler that has the workers")
     parser.add_argument("--cost", action="store_true", help="measure times: run 08_cost alone")
     return parser.parse_args(arguments)
 
@@ -117,8 +126,8 @@ def _chosen(options):
         chosen["architecture"] = options.architecture
     stem = pathlib.Path(chosen["cohort"]).stem
     other = "" if chosen["architecture"] == profile(options.profile)["architecture"] else f"-{chosen['architecture']}"
-    default = f"{stem}-{options.profile}{other}" + (f"-seed{options.seed}" if options.seed else "")
-    chosen |= {"seed": options.seed, "run_folder": f"../outputs/{options.run or default}"}
+    default = f"{stem}-{options.profile}{other}" + (f"-seed{options.seed}" if int(options.seed) else "")
+    chosen |= {"seed": int(options.seed), "run_folder": f"../outputs/{options.run or default}"}
     return chosen
 
 
@@ -127,6 +136,17 @@ def _panel(given):
     if given == "none":
         return None
     return os.path.relpath(file, NOTEBOOKS) + hash_sign + wanted if pathlib.Path(file).exists() else given
+
+
+def folder_of(options):
+    """Folder that a run of these options writes to.
+
+    Examples
+    --------
+    >>> folder_of(_options(["--profile", "smoke"])).name
+    'simulated-smoke'
+    """
+    return (NOTEBOOKS / _chosen(options)["run_folder"]).resolve()
 
 
 # Needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
@@ -208,23 +228,108 @@ def measure_cost(run_folder):
     (run_folder / "finished" / "08_cost.json").unlink(missing_ok=True)
     chosen = {"run_folder": os.path.relpath(run_folder, NOTEBOOKS)}
     results.update_manifest(run_folder, "environment", results.environment())
-    _execute("08_cost", chosen, run_folder, "")
+    execute("08_cost", chosen, run_folder, "")
     print(f"The notebook, its figures and cost.csv are in {os.path.relpath(run_folder)}")
 
 
-def _execute(notebook, chosen, run_folder, fingerprint):
-    """Run one notebook, or say where it failed and leave."""
+def execute(notebook, chosen, run_folder, fingerprint):
+    """Execute one notebook unless it is finished with this fingerprint.
+
+    Parameters
+    ----------
+    notebook : str
+    chosen : dict
+        Parameters; those that the notebook does not take are left out.
+    run_folder : pathlib.Path
+    fingerprint : str
+        Digest of all that the result depends on.
+
+    Returns
+    -------
+    float or None
+        Seconds that it took, None where it was finished before.
+
+    Raises
+    ------
+    NotebookError
+        When a cell fails.
+
+    Examples
+    --------
+    >>> execute("08_cost", {}, pathlib.Path("outputs/cost"), "")  # doctest: +SKIP
+    """
     try:
-        return _run_one(notebook, chosen, run_folder, fingerprint)
+        seconds = _run_one(notebook, chosen, run_folder, fingerprint)
     except papermill.PapermillExecutionError as error:
         failed = run_folder / f"{notebook}.failed.ipynb"
         os.replace(run_folder / f"{notebook}.partial.ipynb", failed)
-        print(
+        raise NotebookError(
             f"{notebook} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
-            f"The notebook as far as it came: {os.path.relpath(failed)}",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
+            f"The notebook as far as it came: {os.path.relpath(failed)}"
+        ) from None
+    (run_folder / f"{notebook}.failed.ipynb").unlink(missing_ok=True)
+    return seconds
+
+
+@contextlib.contextmanager
+def _alone(run_folder):
+    """Let one process at a time write to a run's folder: the second waits, and then finds the work done."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with open(run_folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process is at work in {os.path.relpath(run_folder)}; waiting for it.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run(options):
+    """Run the notebooks that are wanted, in their order.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        The command line's options, one value each.
+
+    Raises
+    ------
+    NotebookError
+        When a notebook fails; those after it are not run.
+    SystemExit
+        2 for a wrong option.
+
+    Examples
+    --------
+    >>> run(_options(["--profile", "smoke"]))  # doctest: +SKIP
+    """
+    chosen = _chosen(options)
+    selected = _selected(options, chosen["architecture"])
+    run_folder = folder_of(options)
+    with _alone(run_folder):
+        results.update_manifest(run_folder, "run", {"profile": options.profile, "parameters": chosen})
+        results.update_manifest(run_folder, "environment", results.environment())
+        _run_selected(selected, chosen, run_folder)
+        table = results.merge(run_folder)
+        checksum = results.file_digest(run_folder / "results.csv")
+        results.update_manifest(run_folder, "results", {"rows": len(table), "sha256": checksum})
+    print("\n" + report.summary(table))
+    print(f"\nNotebooks, figures and results.csv are in {os.path.relpath(run_folder)}")
+
+
+def _run_selected(selected, chosen, run_folder):
+    before = ""
+    for number, notebook in enumerate(names(), start=1):
+        before = _fingerprint(notebook, chosen, before)
+        if notebook not in selected:
+            continue
+        print(f"[{number}/{len(names())}] {notebook}", flush=True)
+        seconds = execute(notebook, chosen, run_folder, before)
+        if seconds is None:
+            print("      finished before, unchanged", flush=True)
+        else:
+            _note_time(run_folder, notebook, seconds)
+            print(f"      {seconds:.0f} s", flush=True)
 
 
 def main(arguments=None):
@@ -233,7 +338,7 @@ def main(arguments=None):
     Raises
     ------
     SystemExit
-        0 when all went well, 1 when a notebook failed, 2 for a wrong option.
+        1 when a notebook failed, 2 for a wrong option.
 
     Examples
     --------
@@ -241,35 +346,22 @@ def main(arguments=None):
     Traceback (most recent call last):
     SystemExit: 2
     """
+    from genlib import sweep  # which calls this module
+
     options = _options(arguments)
     os.chdir(ROOT)
-    if options.cost:
-        measure_cost(ROOT / "outputs" / (options.run or "cost"))
-        return
-    chosen = _chosen(options)
-    selected = _selected(options, chosen["architecture"])
-    run_folder = (NOTEBOOKS / chosen["run_folder"]).resolve()
-    run_folder.mkdir(parents=True, exist_ok=True)
-    results.update_manifest(run_folder, "run", {"profile": options.profile, "parameters": chosen})
-    results.update_manifest(run_folder, "environment", results.environment())
-    before = ""
-    for number, notebook in enumerate(names(), start=1):
-        before = _fingerprint(notebook, chosen, before)
-        if notebook not in selected:
-            continue
-        print(f"[{number}/{len(names())}] {notebook}", flush=True)
-        seconds = _execute(notebook, chosen, run_folder, before)
-        (run_folder / f"{notebook}.failed.ipynb").unlink(missing_ok=True)
-        if seconds is None:
-            print("      finished before, unchanged", flush=True)
+    try:
+        if options.cost:
+            measure_cost(ROOT / "outputs" / (options.run or "cost"))
+        elif sweep.is_wanted(options):
+            sweep.run(options)
         else:
-            _note_time(run_folder, notebook, seconds)
-            print(f"      {seconds:.0f} s", flush=True)
-    table = results.merge(run_folder)
-    checksum = results.file_digest(run_folder / "results.csv")
-    results.update_manifest(run_folder, "results", {"rows": len(table), "sha256": checksum})
-    print("\n" + report.summary(table))
-    print(f"\nNotebooks, figures and results.csv are in {os.path.relpath(run_folder)}")
+            if options.scheduler:
+                os.environ[cluster.VARIABLE] = options.scheduler  # the notebooks' processes read it
+            run(options)
+    except (NotebookError, sweep.SweepError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,264 @@
+"""Many runs from one command: cohorts x architectures x seeds, several at a time, and then what holds over all of them.
+
+The runs are tasks of Dask: of a local cluster that this command starts and ends, or of one whose scheduler is named.
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import platform
+import time
+
+import distributed
+import pandas as pd
+import psutil
+import yaml
+
+from genlib import cluster, results, study
+
+# What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
+CORES_A_RUN = 2
+MEMORY_A_RUN = 4e9  # bytes
+LISTS = ("cohort", "architecture", "seed")
+FILE_OPTIONS = ("cohort", "label", "clinical", "panel", "architecture", "profile", "seed", "only", "start")
+
+
+class SweepError(RuntimeError):
+    """Some runs of a sweep failed, or it cannot be begun."""
+
+
+def is_wanted(options):
+    """Say whether a command line asks for more than one run.
+
+    Examples
+    --------
+    >>> is_wanted(study._options(["--seed", "0,1"])), is_wanted(study._options([]))
+    (True, False)
+    """
+    return bool(options.sweep) or any(len(_values(options, name)) > 1 for name in LISTS)
+
+
+def _values(options, name):
+    given = getattr(options, name)
+    if given is None or pathlib.Path(given).exists():
+        return [given]  # a path may hold a comma
+    return given.split(",")
+
+
+def combinations(options):
+    """List the runs of a sweep: every cohort with every architecture and every seed.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        With several values, separated by commas, or with `sweep`: a YAML file of the same options with lists of
+        values, where a cohort may have options of its own, as ``{cohort: thyroid.csv, label: histology}``.
+
+    Returns
+    -------
+    list of argparse.Namespace
+        Options of each run, one value each.
+
+    Raises
+    ------
+    SweepError
+        When the file cannot be read or has an unknown option; when `label` or `clinical` is given for several cohorts;
+        when two runs would write to the same folder. Says the way out.
+
+    Examples
+    --------
+    >>> [one.seed for one in combinations(study._options(["--seed", "0,1"]))]
+    ['0', '1']
+    """
+    shared = _from_file(options) if options.sweep else _from_words(options)
+    runs = []
+    for cohort, architecture, seed in itertools.product(*(shared.pop(name) for name in LISTS)):
+        own = cohort if isinstance(cohort, dict) else {"cohort": cohort}
+        words = {**vars(options), "run": None, "sweep": None, **shared, **own}
+        runs.append(type(options)(**{**words, "architecture": architecture, "seed": str(seed)}))
+    folders = [study.folder_of(one) for one in runs]
+    twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise SweepError(f"two runs of this sweep would both write to outputs/{twice[0]}; rename one of the cohorts")
+    return runs
+
+
+def _from_words(options):
+    several = {name: _values(options, name) for name in LISTS}
+    for name in ("label", "clinical"):
+        if getattr(options, name) and len(several["cohort"]) > 1:
+            raise SweepError(
+                f"--{name} with {len(several['cohort'])} cohorts: whose is it? Name each cohort's own in a sweep file "
+                "(--sweep FILE)"
+            )
+    return several
+
+
+def _from_file(options):
+    path = pathlib.Path(options.sweep)
+    try:
+        asked = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SweepError(f"sweep file {path} cannot be read: {error}") from error
+    if not isinstance(asked, dict):
+        raise SweepError(f"sweep file {path} must hold options and their values, as 'cohort: [tcga-brca, tcga-lgg]'")
+    cohorts = _as_list(asked.get("cohort", options.cohort))
+    for part in (asked, *(one for one in cohorts if isinstance(one, dict))):
+        unknown = sorted(set(part) - set(FILE_OPTIONS))
+        if unknown:
+            raise SweepError(f"sweep file {path}: unknown option '{unknown[0]}'; known are {', '.join(FILE_OPTIONS)}")
+    missing = [one for one in cohorts if isinstance(one, dict) and "cohort" not in one]
+    if missing:
+        raise SweepError(f"sweep file {path}: an entry of cohort lacks 'cohort', its name or file: {missing[0]}")
+    here = [_located(one, path.parent) for one in cohorts]
+    single = {name: value for name, value in asked.items() if name not in LISTS}
+    architectures, seeds = asked.get("architecture", options.architecture), asked.get("seed", options.seed)
+    return {"cohort": here, "architecture": _as_list(architectures), "seed": _as_list(seeds), **single}
+
+
+def _as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def _located(entry, folder):
+    """Paths in a sweep file count from where the file lies."""
+    if not isinstance(entry, dict):
+        return str(folder / entry) if entry and (folder / entry).exists() else entry
+    paths = {k: str(folder / v) for k, v in entry.items() if k in ("cohort", "clinical") and (folder / v).exists()}
+    return {**entry, **paths}
+
+
+def side_by_side(n_runs):
+    """Say how many runs this machine can do at a time, by its cores and its free memory.
+
+    Examples
+    --------
+    >>> side_by_side(1)
+    1
+    """
+    cores = cluster.threads() // CORES_A_RUN
+    memory = int(psutil.virtual_memory().available // MEMORY_A_RUN)
+    return max(1, min(n_runs, cores, memory))
+
+
+def run(options):
+    """Run a sweep, say how each run ended, and then run ``09_across_cohorts`` over those that are complete.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        As `combinations`; `scheduler` names a Dask scheduler whose workers take the runs, one each at a time, and see
+        this same folder.
+
+    Raises
+    ------
+    SweepError
+        At the end, when runs failed: names each with its notebook, cell and error.
+    """
+    runs = combinations(options)
+    for one in runs:
+        study._chosen(one)  # a wrong option is said now, not after an hour
+    folder = study.ROOT / "outputs" / (options.run or f"sweep-{runs[0].profile}")
+    folder.mkdir(parents=True, exist_ok=True)
+    ended = []
+    with _client(options.scheduler, len(runs)) as client:
+        n_workers = len(client.scheduler_info()["workers"])
+        print(f"{len(runs)} runs, {n_workers} at a time; their words are in outputs/RUN/log.txt", flush=True)
+        tasks = {client.submit(run_one, vars(one), results.code_digest(), pure=False): one for one in runs}
+        for task in distributed.as_completed(tasks, loop=client.loop):
+            ended.append(_ended(task, tasks[task]))
+            print(f"[{len(ended)}/{len(runs)}] {ended[-1]['run']}: {ended[-1]['outcome']}", flush=True)
+    table = pd.DataFrame(ended).sort_values("run")
+    with results.atomic_path(folder / "sweep.csv") as part:
+        table.to_csv(part, index=False)
+    _across([study.ROOT / "outputs" / name for name in table.loc[table["finished"], "run"]], folder)
+    failed = table[~table["finished"]]
+    if len(failed):
+        said = "\n".join(f"- {row['run']}: {row['outcome']}" for _, row in failed.iterrows())
+        raise SweepError(
+            f"\n{len(failed)} of {len(table)} runs failed; the same command does only those again:\n{said}"
+        )
+
+
+@contextlib.contextmanager
+def _client(scheduler, n_runs):
+    if scheduler:
+        with cluster.connect(scheduler) as client:
+            yield client
+        return
+    n_workers = side_by_side(n_runs)
+    # A run's own process is not a worker's, so the workers' memory says nothing and is not watched.
+    with distributed.LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=50
+    ) as local:
+        with distributed.Client(local, set_as_default=False) as client:
+            yield client
+
+
+def run_one(options, code):
+    """Do one run in this process, its words in ``log.txt`` of its folder.
+
+    Parameters
+    ----------
+    options : dict
+        The command line's options, one value each.
+    code : str
+        Digest of the code that the sweep was begun with.
+
+    Returns
+    -------
+    str
+        What went wrong; empty when all went well.
+
+    Examples
+    --------
+    >>> run_one({}, "other code")[:36]
+    'this worker has another genlib than '
+    """
+    if results.code_digest() != code:
+        return f"this worker has another genlib than the sweep was begun with; install the same on {platform.node()}"
+    os.chdir(study.ROOT)
+    one = study.argparse.Namespace(**options)
+    folder = study.folder_of(one)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), flush=True)
+        try:
+            study.run(one)
+        except study.NotebookError as error:
+            print(error, flush=True)
+            return str(error)
+    return ""
+
+
+def _ended(task, options):
+    """How a run ended: a line of ``sweep.csv``."""
+    folder = study.folder_of(options)
+    try:
+        problem = task.result()
+    except Exception as error:  # one run's accident, as a worker that died three times, must not end the others
+        problem = f"{type(error).__name__}: {error}"
+    if not problem and not (folder / "results.csv").exists():
+        problem = "it finished, but not in this folder; workers on other machines must share it"
+    return {
+        "run": folder.name, "cohort": options.cohort, "architecture": options.architecture, "seed": options.seed,
+        "finished": not problem, "outcome": problem or "finished",
+    }  # fmt: skip
+
+
+def _across(folders, folder):
+    """Run ``09_across_cohorts`` over the runs that have what it reads."""
+    complete = [one for one in folders if (one / "parts" / "03_membership_attacks.csv").exists()]
+    if not complete:
+        print("09_across_cohorts is left out: no run has the results of 01 to 03.")
+        return
+    runs = [os.path.relpath(one, study.NOTEBOOKS) for one in complete]
+    chosen = {"runs": runs, "run_folder": os.path.relpath(folder, study.NOTEBOOKS)}
+    read = [results.file_digest(one / "results.csv") for one in complete]
+    notebook = (study.NOTEBOOKS / "09_across_cohorts.ipynb").read_bytes()
+    print("09_across_cohorts", flush=True)
+    results.update_manifest(folder, "environment", results.environment())
+    seconds = study.execute("09_across_cohorts", chosen, folder, results.digest(notebook, read, results.code_digest()))
+    print(f"      {'finished before, unchanged' if seconds is None else f'{seconds:.0f} s'}")
+    print(f"\nWhat holds over the cohorts is in {os.path.relpath(folder)}")
