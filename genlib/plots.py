@@ -7,6 +7,7 @@ import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette, black last, each with a line style and a marker so that gray print works too.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
@@ -373,5 +374,47 @@ def lines(table, xlabel, ylabel):
     for name, one in look(list(table)).items():
         axes.plot(table.index, table[name], ms=4, lw=1.2, label=name, **one)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def sizes_and_risks(table, hue, xlabel, ylabel):
+    """Draw classes as points with intervals: how many patients each has, on a logarithmic axis, and its risk.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns patients, class, estimate, low, high, and `hue`.
+    hue : str
+        Column that tells cohorts apart.
+    xlabel, ylabel : str
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> one = pd.DataFrame({"patients": [30], "class": ["A"], "estimate": [0.7], "low": [0.6], "high": [0.8]})
+    >>> sizes_and_risks(one.assign(run="x"), "run", "patients", "AUC").axes[0].get_xscale()
+    'log'
+    """
+    figure, axes = plt.subplots(figsize=(5.6, 3.6))
+    axes.axhline(0.5, color="0.6", lw=0.8)
+    for (name, part), one in zip(table.groupby(hue, sort=False), look(table[hue].unique()).values(), strict=True):
+        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
+        axes.errorbar(
+            part["patients"],
+            part["estimate"],
+            spread,
+            fmt=one["marker"],
+            color=one["color"],
+            capsize=2,
+            ms=4,
+            label=name,
+        )
+        for _, row in part.iterrows():
+            axes.annotate(row["class"], (row["patients"], row["estimate"]), (4, 3), textcoords="offset points", size=7)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -222,7 +222,7 @@ def run_one(options, code):
     one = study.argparse.Namespace(**options)
     folder = study.folder_of(one)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with open(folder / "log.txt", "a") as log, _all_words_to(log):
         print(time.strftime("%Y-%m-%d %H:%M:%S"), flush=True)
         try:
             study.run(one)
@@ -230,6 +230,19 @@ def run_one(options, code):
             print(error, flush=True)
             return str(error)
     return ""
+
+
+@contextlib.contextmanager
+def _all_words_to(log):
+    """Send also what the notebooks' processes write, which do not know of Python's own redirection, to a file."""
+    kept = os.dup(2)
+    os.dup2(log.fileno(), 2)
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _ended(task, options):
