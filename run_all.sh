@@ -19,7 +19,8 @@ Commands
 
 Options of study
   --cohort NAME     tcga-brca (default), tcga-kipan, tcga-lgg, simulated, a .csv, .tsv, .parquet or .h5ad file of your own,
-                    or a cBioPortal study folder
+                    or a cBioPortal study folder; several, separated by commas, are run one after the other or side by
+                    side, and then compared (notebook 09); so are several architectures and seeds
   --label COLUMN    the column of your file that holds the class of each patient
   --clinical FILE   with a matrix of genes x samples, as from UCSC Xena: the table that holds the label
   --panel NAME      pam50 (default), a GMT file of your own, or none: the published genes that some models are trained on
@@ -28,6 +29,8 @@ Options of study
                     quick (default): real patients, at most 15 minutes on 2 processor cores
                     full: more models, for a GPU or a night
   --seed NUMBER     0 by default; the same seed gives the same results table on the same platform
+  --sweep FILE      the same from a YAML file, where each cohort may have a label and a panel of its own
+  --scheduler ADDR  a Dask scheduler: its workers take the runs of a sweep, or the models of a single run
   --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with architecture and seed where given
   --from NOTEBOOK   start at this notebook (02 or 02_target_model); what comes before must be finished
   --only NOTEBOOK   run this notebook alone, or these: 02,03
@@ -57,27 +60,33 @@ if [ "$command" = study ]; then
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) usage; exit 0 ;;
-            --cohort | --label | --clinical | --panel | --architecture | --profile | --seed | --run | --from | --only)
+            --cohort | --label | --clinical | --panel | --architecture | --profile | --seed | --run | --from | --only | --sweep | --scheduler)
                 [ $# -ge 2 ] || fail "option $1 needs a value (./run_all.sh --help)"
                 [ -n "$2" ] || fail "option $1 needs a value that is not empty (./run_all.sh --help)" ;;
             *) fail "unknown option '$1' (./run_all.sh --help)" ;;
         esac
         case "$1" in
             --cohort)
-                # Paths count from where the command was called, known names first.
-                case " $KNOWN_COHORTS " in
-                    *" $2 "*) ;;
-                    *) [ -e "$2" ] || [ -e "$OLDPWD/$2" ] || grep -qs "^$2:" "$OWN_COHORTS" ||
-                        fail "unknown cohort '$2'; choose among $KNOWN_COHORTS, or give an existing file" ;;
-                esac
-                if [ ! -e "$2" ] && [ -e "$OLDPWD/$2" ]; then set -- "$1" "$OLDPWD/$2" "${@:3}"; fi ;;
-            --clinical)
+                # Paths count from where the command was called, known names first; a path may hold a comma.
+                located=
+                if [ -e "$2" ] || [ -e "$OLDPWD/$2" ]; then several=("$2"); else IFS=, read -ra several <<<"$2"; fi
+                for one in "${several[@]}"; do
+                    case " $KNOWN_COHORTS " in
+                        *" $one "*) ;;
+                        *) [ -e "$one" ] || [ -e "$OLDPWD/$one" ] || grep -qs "^$one:" "$OWN_COHORTS" ||
+                            fail "unknown cohort '$one'; choose among $KNOWN_COHORTS, or give an existing file" ;;
+                    esac
+                    if [ ! -e "$one" ] && [ -e "$OLDPWD/$one" ]; then one=$OLDPWD/$one; fi
+                    located=${located:+$located,}$one
+                done
+                set -- "$1" "$located" "${@:3}" ;;
+            --clinical | --sweep)
                 [ -e "$2" ] || [ -e "$OLDPWD/$2" ] || fail "there is no file '$2'"
                 if [ ! -e "$2" ]; then set -- "$1" "$OLDPWD/$2" "${@:3}"; fi ;;
             --profile)
                 case "$2" in smoke | quick | full) ;; *) fail "unknown profile '$2'; choose smoke, quick or full" ;; esac ;;
             --seed)
-                case "$2" in *[!0-9]*) fail "seed '$2' is not a whole number of at least 0" ;; esac ;;
+                case ",$2," in *[!0-9,]* | *,,*) fail "seed '$2' is not a whole number of at least 0" ;; esac ;;
             --run)
                 case "$2" in */* | .*) fail "run name '$2' must be a plain folder name without '/'" ;; esac ;;
             --from | --only)

@@ -71,7 +71,8 @@ def pooled(table, by):
     >>> pooled(two, ["cohort"])["estimate"].round(3).tolist()
     [0.6]
     """
-    return table.groupby(by, sort=False, dropna=False)[["estimate", "low", "high"]].mean().reset_index()
+    numbers = table.astype({name: float for name in ("estimate", "low", "high")})
+    return numbers.groupby(by, sort=False, dropna=False)[["estimate", "low", "high"]].mean().reset_index()
 
 
 def risks(table):
@@ -149,12 +150,8 @@ def rank_correlation(x, y, groups, n_draws=2000, seed=0):
     Returns
     -------
     coefficient, p : float
-        Of -1 to 1; share of shuffles (with the data itself) whose coefficient is as far from 0 or farther.
-
-    Raises
-    ------
-    ValueError
-        When no group has two points.
+        Of -1 to 1, or NaN where no group has two points that differ; share of shuffles (with the data itself) whose
+        coefficient is as far from 0 or farther.
 
     Examples
     --------
@@ -165,7 +162,7 @@ def rank_correlation(x, y, groups, n_draws=2000, seed=0):
     """
     x, y = _ranks(x, groups), _ranks(y, groups)
     if not np.ptp(x) or not np.ptp(y):
-        raise ValueError("a correlation within groups needs a group of two points that differ")
+        return float("nan"), 1.0
     found = spearmanr(x, y)[0]
     rng = np.random.default_rng(seed)
     places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
@@ -176,6 +173,19 @@ def rank_correlation(x, y, groups, n_draws=2000, seed=0):
             shuffled[place] = y[rng.permutation(place)]
         as_far += abs(spearmanr(x, shuffled)[0]) >= abs(found) - 1e-12
     return float(found), as_far / (n_draws + 1)
+
+
+def correlation_in_words(found):
+    """Write a coefficient with its p, or say that it could not be measured.
+
+    Examples
+    --------
+    >>> correlation_in_words((-0.5, 0.031))
+    '-0.50 (p = 0.031)'
+    >>> correlation_in_words((float("nan"), 1.0))
+    'not measurable'
+    """
+    return f"{found[0]:.2f} (p = {found[1]:.3f})" if np.isfinite(found[0]) else "not measurable"
 
 
 def _ranks(values, groups):

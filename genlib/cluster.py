@@ -14,6 +14,7 @@ from genlib import results
 
 VARIABLE = "GENLIB_SCHEDULER"  # environment variable with the scheduler's address
 CHUNKS_A_WORKER = 4  # a worker that dies costs a quarter of its share at most
+PATIENCE = 30  # seconds to wait for a scheduler and its first worker
 
 _compared = set()
 
@@ -60,8 +61,8 @@ def connect(address):
     >>> connect("tcp://127.0.0.1:9")  # doctest: +SKIP
     """
     try:
-        client = distributed.Client(address, timeout=30, set_as_default=False)
-        client.wait_for_workers(1, timeout=30)
+        client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
+        client.wait_for_workers(1, timeout=PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
         raise ConnectionError(
             f"no Dask scheduler with a worker at {address}: {error}. Start them with 'dask scheduler' and 'dask worker "

@@ -190,7 +190,7 @@ def _client(scheduler, n_runs):
     n_workers = side_by_side(n_runs)
     # A run's own process is not a worker's, so the workers' memory says nothing and is not watched.
     with distributed.LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=50
+        n_workers=n_workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0", silence_logs=50
     ) as local:
         with distributed.Client(local, set_as_default=False) as client:
             yield client
