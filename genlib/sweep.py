@@ -172,13 +172,15 @@ def run(options):
     table = pd.DataFrame(ended).sort_values("run")
     with results.atomic_path(folder / "sweep.csv") as part:
         table.to_csv(part, index=False)
-    _across([study.ROOT / "outputs" / name for name in table.loc[table["finished"], "run"]], folder)
     failed = table[~table["finished"]]
-    if len(failed):
-        said = "\n".join(f"- {row['run']}: {row['outcome']}" for _, row in failed.iterrows())
-        raise SweepError(
-            f"\n{len(failed)} of {len(table)} runs failed; the same command does only those again:\n{said}"
-        )
+    problems = [f"- {row['run']}: {row['outcome']}" for _, row in failed.iterrows()]
+    try:
+        _across([study.ROOT / "outputs" / name for name in table.loc[table["finished"], "run"]], folder)
+    except study.NotebookError as error:
+        problems.append(f"- {folder.name}: {error}")
+    if problems:
+        said = f"{len(failed)} of {len(table)} runs failed; the same command does only what failed again:"
+        raise SweepError("\n".join(["", said, *problems]))
 
 
 @contextlib.contextmanager
