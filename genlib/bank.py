@@ -29,13 +29,15 @@ def _batches(x, y, rows, sizes):
     return steps.map(lambda row, size: (tf.gather(x, row[:size]), tf.gather(y, row[:size])))
 
 
+LARGE = 1000  # genes from which on a reader would expect row space; nobody does of a panel
 ENGINES = ("auto", "row-space", "genes", "keras")
 
 
 def choose_engine(recipe, n_rows, n_features):
     """Name the engine that ``engine="auto"`` takes: the fastest one that is exact for this recipe.
 
-    ``"row-space"``: compiled, on inner products of patients; pays where there are fewer rows than features.
+    ``"row-space"``: compiled, on inner products of patients; pays where there are fewer rows than features, also with
+    thousands of patients, since the inner products are computed once for all models.
     ``"genes"``: compiled, on the features themselves; the only exact one for Adam, sparsity and convolutions.
     ``"keras"``: one Keras ``fit`` a model, for early stopping; with privacy it is TF-Privacy's DP-SGD, which is never
     chosen by itself.
@@ -163,6 +165,11 @@ def train(
     if unknown:
         raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
     engine = _checked_engine(engine, recipes, rows)
+    if engine == "genes" and len(rows) >= rows.shape[1] >= LARGE and autodiff.holds_in_row_space(recipes[0]):
+        print(
+            f"{len(rows)} rows and {rows.shape[1]} genes: row space does not pay, so the bank trains on genes",
+            flush=True,
+        )
     needed = recipes[0].patience or any(one.adversary for one in recipes)
     held_out = np.asarray(reserved) if needed else None
     moved = [center.lean, center.share, center.radius] if center else []

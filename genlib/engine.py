@@ -463,6 +463,11 @@ class Patients:
     inner: np.ndarray | None = None
     coordinates: np.ndarray | None = None
 
+    @functools.cached_property
+    def on_device(self):
+        """The rows as a tensor that all models share: a copy a model would fill the memory on a large cohort."""
+        return tf.constant(self.rows)
+
 
 def prepare(rows, in_row_space):
     """Prepare the rows of a bank for `train_one`.
@@ -534,13 +539,9 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
         inputs, everyone = patients.inner[np.ix_(filled, filled)], patients.inner[:, filled]
         starts, first = begun[filled], np.zeros((n_padded, begun.shape[1]), dtype)
     else:
-        inputs, everyone, begun, starts, first = (
-            patients.rows[filled],
-            patients.rows,
-            start[0][:0],
-            start[0][:0],
-            start[0],
-        )
+        inputs = everyone = patients.on_device
+        begun = starts = start[0][:0]
+        first = start[0]
     hyper = {
         "rate": dtype.type(recipe.learning_rate), "momentum": dtype.type(recipe.momentum), "l2": dtype.type(recipe.l2),
         "keep": dtype.type(1 - recipe.dropout), "smooth": dtype.type(recipe.label_smoothing),
@@ -555,8 +556,14 @@ def train_one(patients, labels, members, recipe, structure, batches, start, drop
     )  # fmt: skip
     if recipe.mixup and labels.ndim == 1:
         labels = np.eye(structure.shapes[-1][1])[labels]
-    mix = pairs(rows, batches[1], recipe.mixup, dropout_seed, dtype)
-    labels, steps = labels[filled].astype(np.int32 if labels.ndim == 1 else dtype), np.int32(len(batches[1]))
+    partners, shares = pairs(rows, batches[1], recipe.mixup, dropout_seed, dtype)
+    if in_row_space:
+        labels = labels[filled]
+    else:
+        # All models share the inputs, so batches name patients and not members.
+        rows, partners = filled[rows].astype(np.int32), filled[partners].astype(np.int32)
+    mix, steps = (partners, shares), np.int32(len(batches[1]))
+    labels = labels.astype(np.int32 if labels.ndim == 1 else dtype)
     logits, first, scale, rest = run(
         inputs, everyone, starts, begun, labels, rows, weight, mix, steps, first, start[1:], hyper
     )

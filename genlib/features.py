@@ -12,6 +12,8 @@ import scipy.stats
 
 from genlib import panels
 
+PATIENTS = 256  # patients whose ranks are computed at a time
+
 
 def transform(cohort, kind="rank", panel=None, reference=None):
     """Turn a cohort's expression into features, each patient by itself or by a reference that is public.
@@ -127,8 +129,12 @@ def rank_scores(values):
     >>> rank_scores(np.array([[5.0, 1.0, 3.0]])).round(2)
     array([[ 0.97, -0.97,  0.  ]], dtype=float32)
     """
-    ranks = scipy.stats.rankdata(values, axis=1)
-    return scipy.special.ndtri((ranks - 0.5) / ranks.shape[1]).astype(np.float32)
+    scores = np.empty(np.shape(values), np.float32)
+    # A few patients at a time: ranks of a large cohort take four times the memory of its values.
+    for start in range(0, len(scores), PATIENTS):
+        ranks = scipy.stats.rankdata(values[start : start + PATIENTS], axis=1)
+        scores[start : start + PATIENTS] = scipy.special.ndtri((ranks - 0.5) / ranks.shape[1])
+    return scores
 
 
 def find_panel(cohort, panel):

@@ -395,3 +395,18 @@ def test_training_that_diverges_is_an_error(data):
 def test_weights_of_a_model_that_is_not_there_are_an_error(data):
     with pytest.raises(ValueError, match="7"):
         data.train(keep=[7])
+
+
+def test_more_rows_than_genes_are_said_and_trained_on_genes(capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(60, 20)).astype(np.float32), np.arange(60) % 2
+    members = membership.paired_halves(labels, 4, 0)
+    recipe = Recipe("mlp", hidden=(8,), epochs=5, batch_size=8, learning_rate=0.05)
+    bank.train(features, labels, members, recipe, 0)
+    assert capsys.readouterr().out == ""  # nobody expects it of a panel
+    monkeypatch.setattr(bank, "LARGE", 20)
+    on_genes = bank.train(features, labels, members, recipe, 0, progress=False)
+    assert "60 rows and 20 genes: row space does not pay, so the bank trains on genes" in capsys.readouterr().out
+    np.testing.assert_allclose(
+        on_genes, bank.train(features, labels, members, recipe, 0, engine="keras", progress=False), atol=2e-4
+    )

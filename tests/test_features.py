@@ -128,3 +128,12 @@ def test_a_panel_may_be_a_gene_set_of_a_file(cohort, tmp_path):
     path.write_text("MINE\tnone\tESR1\tERBB2\tKRT5\n")
     by_file = features.transform(cohort, panel=str(path))
     np.testing.assert_array_equal(by_file, features.transform(cohort, panel=["ESR1", "ERBB2", "KRT5"]))
+
+
+def test_ranks_of_many_patients_are_those_of_each(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 9, (23, 30)).astype(np.float32)
+    monkeypatch.setattr(features, "PATIENTS", 5)
+    in_parts = features.rank_scores(values)
+    monkeypatch.setattr(features, "PATIENTS", 100)
+    np.testing.assert_array_equal(in_parts, features.rank_scores(values))
+    assert in_parts.dtype == np.float32
