@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-KNOWN_COHORTS="tcga-brca tcga-kipan tcga-lgg simulated"
+KNOWN_COHORTS="tcga-brca tcga-kipan tcga-lgg tcga-pancan simulated"
 OWN_COHORTS=${GENLIB_DATA:-${XDG_CACHE_HOME:-$HOME/.cache}/genlib}/cohorts.yaml
 VENV=.venv
 
@@ -18,8 +18,8 @@ Commands
   cost              measure times on this machine (notebook 08_cost), a few minutes
 
 Options of study
-  --cohort NAME     tcga-brca (default), tcga-kipan, tcga-lgg, simulated, a .csv, .tsv, .parquet or .h5ad file of your own,
-                    or a cBioPortal study folder; several, separated by commas, are run one after the other or side by
+  --cohort NAME     tcga-brca (default), tcga-kipan, tcga-lgg, tcga-pancan (1.9 GB to fetch), simulated, a .csv, .tsv,
+                    .parquet or .h5ad file of your own, or a cBioPortal study folder; several, separated by commas, are run one after the other or side by
                     side, and then compared (notebook 09); so are several architectures and seeds
   --label COLUMN    the column of your file that holds the class of each patient
   --clinical FILE   with a matrix of genes x samples, as from UCSC Xena: the table that holds the label

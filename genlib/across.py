@@ -213,7 +213,8 @@ def effects(table):
     Returns
     -------
     pandas.DataFrame
-        One row a cohort, architecture and setting: estimate, low, high (change of AUC), worth (change of balanced
+        One row a cohort, architecture and setting (with a remark where it hides only): estimate, low, high (change of
+        AUC), worth (change of balanced
         accuracy), p (Holm), and verdict: lowers, raises, or no difference.
 
     Examples
@@ -225,6 +226,9 @@ def effects(table):
     by = [*WHERE, "defense", "features"]
     area = pooled(report.select(rows, set="strongest", metric="AUC"), by).set_index(by)
     worth = pooled(report.select(rows, set="held-out", metric="balanced accuracy"), by).set_index(by)["estimate"]
+    hiding = set(
+        map(tuple, rows.loc[rows["note"].fillna("").str.startswith(report.HIDES), ["defense", "features"]].to_numpy())
+    )
     found = []
     for key, row in area.iterrows():
         start = (*key[:2], "none", "")
@@ -235,6 +239,7 @@ def effects(table):
             low, high = change - apart * error, change + apart * error
             strength = key[3].removeprefix("strength ")
             setting = f"{key[2]}: {strength}" if strength else key[2]
+            setting += f" ({report.HIDES})" if key[2:] in hiding else ""
             p = 2 * norm.sf(abs(change) / error) if error else float(change == 0)
             found.append([*key[:2], key[2], setting, change, low, high, worth[key] - worth[start], p])
     columns = [*WHERE, "defense", "setting", "estimate", "low", "high", "worth", "p"]

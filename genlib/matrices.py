@@ -7,6 +7,7 @@ these become patients and genes is written here, and what a rule did is printed 
 import csv
 import gzip
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,62 @@ def read_matrix(path, *, clinical, label, sample=None, patient=None, site=None, 
     return _read(path, table, clinical, sample, patient or sample, label, site, several, units)
 
 
+PRIMARY = ("01", "03")  # sample types of TCGA barcodes: primary solid tumor, primary blood-derived cancer
+
+
+def read_aliquots(path, clinical, *, label, patient, units=None):
+    """Read a matrix of genes x TCGA aliquots, and keep one primary tumor of each patient.
+
+    A column is an aliquot, as ``TCGA-OR-A5J1-01A-11R-A29S-07``: its first three fields name the patient, the fourth
+    begins with the sample type. Of several primary aliquots the first by its barcode is kept.
+
+    Parameters
+    ----------
+    path : path-like
+        Genes x aliquots; genes by symbol, or as ``SYMBOL|ENTREZ``.
+    clinical : pandas.DataFrame
+        One row a patient, columns of text.
+    label, patient : str
+        Its columns.
+    units
+        As in `read_folder`.
+
+    Returns
+    -------
+    dict
+        As `read_folder`; `sites` are the tissue source sites, the second field of the barcodes.
+
+    Raises
+    ------
+    ValueError
+        When no column is an aliquot, and as `read_folder`.
+
+    Examples
+    --------
+    >>> read_aliquots("none.tsv", pd.DataFrame(), label="type", patient="patient")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no file none.tsv
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    names = sorted(name for name in _header(path)[0] if name.startswith("TCGA-") and name.count("-") >= 3)
+    if not names:
+        raise ValueError(f"{path}: no column is called by the barcode of an aliquot, as TCGA-XX-XXXX-01A")
+    fields = [name.split("-") for name in names]
+    aliquots = pd.DataFrame(
+        {"aliquot": names, patient: ["-".join(f[:3]) for f in fields], "site": [f[1] for f in fields]}
+    )
+    primary = aliquots[[f[3][:2] in PRIMARY for f in fields]]
+    first = primary.drop_duplicates(patient)
+    print(
+        f"{path.name}: {len(aliquots) - len(primary)} aliquots of other tissue than a primary tumor are left out, and "
+        f"{len(primary) - len(first)} further ones of the same patient"
+    )
+    wanted = first.merge(clinical[[patient, label]].drop_duplicates(patient), on=patient)
+    return _read(path, wanted, path, "aliquot", patient, label, "site", "refuse", units)
+
+
 def _expression_file(folder):
     found = sorted(p for p in folder.glob("data_mrna_*.txt") if "zscores" not in p.name.lower())
     preferred = [p for p in found if p.name == "data_mrna_seq_v2_rsem.txt"]
@@ -175,16 +232,21 @@ def _some(names, at_most=5):
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
-def _matrix(path, known):
-    """Samples, gene symbols, Entrez ids and values (genes, samples), read a few genes at a time."""
+def _header(path):
+    """Names of the columns, and how many lines of remarks stand before them."""
     opener = gzip.open if path.suffix == ".gz" else open
+    line, skipped = "", 0
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        skipped = 0
         for line in file:
             if not line.startswith("#"):
                 break
             skipped += 1
-        header = next(csv.reader([line], delimiter=_separator(path)), [])
+    return next(csv.reader([line], delimiter=_separator(path)), []), skipped
+
+
+def _matrix(path, known):
+    """Samples, gene symbols, Entrez ids and values (genes, samples), read a few genes at a time."""
+    header, skipped = _header(path)
     about_genes = [name for name in header if name.lower() in GENE_COLUMNS] or header[:1]
     samples = [name for name in header if name not in about_genes]
     repeated = sorted({name for name in samples if samples.count(name) > 1}) if len(set(samples)) < len(samples) else []
@@ -211,7 +273,40 @@ def _matrix(path, known):
     empty = pd.Series([""] * len(named))
     symbols = named[symbol_column].fillna("") if symbol_column is not None else empty
     entrez = named[entrez_column].fillna("") if entrez_column is not None else empty
-    return samples, list(symbols), [e.removesuffix(".0") for e in entrez], np.concatenate(parts)
+    symbols, entrez = split_names(symbols, [e.removesuffix(".0") for e in entrez])
+    return samples, symbols, entrez, np.concatenate(parts)
+
+
+def split_names(symbols, entrez):
+    """Split gene names as ``ESR1|2099`` or ``ESR1_2099`` into symbol and Entrez id, and take a bare number for an id.
+
+    This is a form that a whole file has: where fewer than half of the names have it, ``HLA_1`` is a name as
+    any other.
+
+    Parameters
+    ----------
+    symbols, entrez : sequence of str
+        Names, and the Entrez ids that are known already; ``""`` where none is.
+
+    Returns
+    -------
+    symbols, entrez : list of str
+        A symbol is ``""`` where the name was an id alone, or ``?``.
+
+    Examples
+    --------
+    >>> split_names(["ESR1|2099", "?|100130426", "NKX2-1", "672"], ["", "", "7080", ""])
+    (['ESR1', '', 'NKX2-1', ''], ['2099', '100130426', '7080', '672'])
+    """
+    found = [None if known else JOINED.fullmatch(symbol) for symbol, known in zip(symbols, entrez, strict=True)]
+    if 2 * sum(one is not None for one in found) < max(1, sum(not known for known in entrez)):
+        return list(symbols), list(entrez)
+    names = [one[1] or "" if one else symbol for one, symbol in zip(found, symbols, strict=True)]
+    numbers = [one[2] if one else known for one, known in zip(found, entrez, strict=True)]
+    return ["" if name == "?" else name for name in names], numbers
+
+
+JOINED = re.compile(r"(?:(.+)[|_])?(\d+)")
 
 
 def _turned(path, header, skipped, known):

@@ -70,3 +70,14 @@ def former_symbols():
     """
     pairs = [line.split("\t") for line in (DATA / "aliases.tsv").read_text().splitlines()]
     return {symbol: tuple(former) for symbol, *former in pairs} | {old: (new,) for new, *rest in pairs for old in rest}
+
+
+def entrez_ids():
+    """Entrez ids of the genes of the panels that come with genlib, by symbol.
+
+    Examples
+    --------
+    >>> entrez_ids()["ESR1"]
+    '2099'
+    """
+    return dict(line.split("\t") for line in (DATA / "entrez.tsv").read_text().splitlines())

@@ -109,6 +109,12 @@ def test_effects_are_differences_with_the_error_of_both_and_holm_over_all(table)
     np.testing.assert_allclose(found["p"], by_hand)
 
 
+def test_a_defense_of_the_answers_alone_is_called_so(table):
+    hides = table["defense"] == "good"
+    found = across.effects(table.assign(note=table["note"].where(~hides, "hides only")))
+    assert set(found["setting"]) == {"good: 1 (hides only)", "idle: 1", "bad: 1"}
+
+
 def test_agreement_counts_cohorts_and_leaves_out_what_was_not_tried_everywhere(table):
     found = across.effects(table)
     counted = across.agreement(found[~((found["cohort"] == "lgg") & (found["defense"] == "idle"))])
@@ -122,7 +128,14 @@ def test_without_a_difference_false_verdicts_stay_below_one_table_in_twenty():
     for _ in range(60):
         noise = rng.normal(0, 0.01, 21)
         for i, value in enumerate(0.7 + noise):
-            one = {"notebook": "05_defenses", "cohort": "a", "architecture": "mlp", "group": "all", "seed": 0}
+            one = {
+                "notebook": "05_defenses",
+                "note": "",
+                "cohort": "a",
+                "architecture": "mlp",
+                "group": "all",
+                "seed": 0,
+            }
             one |= {"defense": "none" if i == 0 else f"d{i}", "features": ""}
             half = 0.01 * norm.ppf(0.975)
             rows.append(

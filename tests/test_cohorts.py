@@ -1,13 +1,17 @@
 """Cohorts: what comes in by every road is the same, what is wrong is named, and no patient is."""
 
 import base64
+import functools
 import gzip
 import hashlib
+import http.server
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -16,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import test_matrices
 import yaml
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestCentroid
@@ -669,3 +674,61 @@ def test_a_label_with_a_stray_space_is_the_label_without(tmp_path):
     table = pd.DataFrame({"kind": ["a ", "a", " b", "b"] * 6, "ESR1": np.arange(24.0), "ERBB2": np.arange(24.0) % 5})
     table.to_csv(tmp_path / "spaces.csv", index=False)
     assert cohorts.load(tmp_path / "spaces.csv", label="kind").classes == ["a", "b"]
+
+
+# --- tcga-pancan, in small, from a server on the loopback address ---------------------------------------------------
+
+
+@pytest.fixture
+def pancan(tmp_path, cache):
+    """The registry's own entry, its addresses and checksums exchanged for those of small files of the same form."""
+    path, clinical, *_ = test_matrices.aliquots(tmp_path)
+    table = tmp_path / "clinical.xlsx"
+    with pd.ExcelWriter(table) as writer:
+        pd.DataFrame({"notes": ["not this sheet"]}).to_excel(writer, sheet_name="Notes")
+        clinical.to_excel(writer, sheet_name="TCGA-CDR")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    entry = cohorts.registry()["tcga-pancan"]
+    for part, file in (("aliquots", path), ("clinical", table)):
+        entry[part] |= {
+            "url": f"http://127.0.0.1:{server.server_port}/{file.name}",
+            "checksum": "md5:" + hashlib.md5(file.read_bytes()).hexdigest(), "size": file.stat().st_size,
+        }  # fmt: skip
+    (cache / "cohorts.yaml").write_text(yaml.safe_dump({"tcga-pancan": entry}))
+    yield entry
+    server.shutdown()
+    server.server_close()
+
+
+def test_pancan_comes_by_name_from_its_two_files(pancan, cache, capsys):
+    cohort = cohorts.load("tcga-pancan")
+    assert cohort.classes == ["BRCA", "THCA"] and len(cohort) == 30
+    assert cohort.genes == ["entrez:100130426", "ESR1", "KRT5"]
+    assert "open-tier" in capsys.readouterr().out
+    assert "TCGA-" not in str(cohort.data.obs) + json.dumps(cohort.provenance)
+    assert (cache / "EBPlusPlusAdjustPANCAN_IlluminaHiSeq_RNASeqV2.geneExp.tsv").exists()
+    pancan["aliquots"]["url"] = "http://127.0.0.1:9/gone"
+    np.testing.assert_array_equal(cohorts.load("tcga-pancan").expression, cohort.expression)  # from the cache
+
+
+def test_pancan_with_another_checksum_is_refused(pancan, cache):
+    pancan["aliquots"]["checksum"] = "md5:" + 32 * "0"
+    (cache / "cohorts.yaml").write_text(yaml.safe_dump({"tcga-pancan": pancan}))
+    with pytest.raises(ValueError, match="does not have the checksum"):
+        cohorts.load("tcga-pancan")
+    assert not list(cache.glob("tcga-pancan*.h5ad"))
+
+
+def test_a_changed_entry_is_read_anew_and_ones_own_file_always(pancan, cache, tmp_path):
+    assert cohorts.load("tcga-pancan").classes == ["BRCA", "THCA"]
+    pancan["limits"] = "other words"
+    (cache / "cohorts.yaml").write_text(yaml.safe_dump({"tcga-pancan": pancan}))
+    assert cohorts.load("tcga-pancan").provenance["limits"] == "other words"
+    own_registry(cache, tmp_path)
+    first = cohorts.load("thyroid").expression
+    table = pd.read_csv(tmp_path / "expression.csv")
+    table.assign(GATA3=table["GATA3"] + 1).to_csv(tmp_path / "expression.csv", index=False)
+    assert not np.allclose(cohorts.load("thyroid").expression, first)

@@ -1,10 +1,12 @@
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from genlib import cohorts, features
+from genlib import cohorts, features, panels
 
 KINDS = ["rank", "log2", "unit"]
 PANELS = [None, "pam50", ["ESR1", "ERBB2", "KRT5"]]
@@ -137,3 +139,25 @@ def test_ranks_of_many_patients_are_those_of_each(monkeypatch):
     monkeypatch.setattr(features, "PATIENTS", 100)
     np.testing.assert_array_equal(in_parts, features.rank_scores(values))
     assert in_parts.dtype == np.float32
+
+
+@pytest.mark.parametrize("form", ["{symbol}", "{id}", "{symbol}_{id}", "{symbol}|{id}"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "h5ad"])
+def test_a_panel_is_found_however_a_file_names_its_genes(tmp_path, form, kind):
+    ids = {**panels.entrez_ids(), "TG": "7038"}
+    former = {"ORC6": "ORC6L"} if form == "{symbol}" else {}
+    names = [form.format(symbol=former.get(s, s), id=i) for s, i in ids.items()]
+    values = np.random.default_rng(0).normal(8, 1, (24, len(names))).astype(np.float32)
+    table = pd.DataFrame(values, columns=names)
+    path = tmp_path / f"mine.{kind}"
+    if kind == "h5ad":
+        anndata.AnnData(table, obs=pd.DataFrame({"type": list("ab") * 12}, index=table.index.astype(str))).write(path)
+    else:
+        table = table.assign(type=list("ab") * 12)
+        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path, index=False)
+    own = cohorts.load(path, label="type")
+    columns, missing = features.find_panel(own, "pam50")
+    assert missing == [] and "TG" not in own.data.var_names[columns]
+    np.testing.assert_allclose(
+        own.expression[:, columns[0]], values[:, list(ids).index(panels.read("pam50")[0])], rtol=1e-5
+    )

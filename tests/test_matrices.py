@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genlib import cohorts
+from genlib import cohorts, matrices
 
 N, GENES = 24, ["ESR1", "ERBB2", "GATA3", "KRT5"]
 RNG = np.random.default_rng(0)
@@ -186,3 +186,54 @@ def test_many_genes_are_read_in_parts_to_the_same_numbers(tmp_path, monkeypatch)
     whole = cohorts.load(study(tmp_path / "thca"), label="SUBTYPE").expression
     monkeypatch.setattr("genlib.matrices.ROWS", 1)
     np.testing.assert_array_equal(cohorts.load(tmp_path / "thca", label="SUBTYPE").expression, whole)
+
+
+def test_names_are_split_only_where_the_file_has_that_form():
+    assert matrices.split_names(["HLA_1", "TP53", "ESR1"], [""] * 3) == (["HLA_1", "TP53", "ESR1"], [""] * 3)
+    assert matrices.split_names(["2099", "672", "7157"], [""] * 3) == ([""] * 3, ["2099", "672", "7157"])
+    assert matrices.split_names(["A|1", "?|2", "B"], ["", "", ""]) == (["A", "", "B"], ["1", "2", ""])
+    # Where ids stand in a column of their own, names are names.
+    assert matrices.split_names(["HLA_1", "HLA_2"], ["10", "11"]) == (["HLA_1", "HLA_2"], ["10", "11"])
+
+
+def aliquots(tmp_path):
+    """PanCanAtlas in small: 30 patients of two types, with normal tissue, a metastasis and a second aliquot."""
+    rng = np.random.default_rng(0)
+    patients = [f"TCGA-{'AB' if i % 2 else 'CD'}-{i:04d}" for i in range(30)]
+    names = [f"{p}-{'03' if i == 4 else '01'}B-11R-A29S-07" for i, p in enumerate(patients)]
+    values = rng.lognormal(5, 1, (5, 30))
+    values[1, 3], values[2, 5] = -0.4, np.nan
+    more = {
+        f"{patients[0]}-11A-11R-A29S-07": 1.0,
+        f"{patients[1]}-06A-11R-A29S-07": 2.0,
+        f"{patients[2]}-01A-11R-A29S-07": 3.0,
+    }
+    genes = ["?|100130426", "ESR1|2099", "GATA3|2625", "KRT5|3852", "ESR1|9999"]
+    table = pd.DataFrame(values, columns=names).assign(**more)[[*more, *names[::-1]]]
+    table.insert(0, "gene_id", genes)
+    table.to_csv(tmp_path / "pancan.tsv", sep="\t", index=False, na_rep="NA")
+    clinical = pd.DataFrame({"bcr_patient_barcode": patients, "type": ["BRCA", "THCA"] * 15})
+    return tmp_path / "pancan.tsv", clinical, values, patients
+
+
+def test_of_aliquots_one_primary_tumor_a_patient_is_kept_by_the_stated_rules(tmp_path, capsys):
+    path, clinical, values, patients = aliquots(tmp_path)
+    parts = matrices.read_aliquots(path, clinical, label="type", patient="bcr_patient_barcode", units="linear")
+    assert parts["genes"] == ["entrez:100130426", "ESR1", "KRT5"]  # a missing value, and the lesser of two rows
+    said = capsys.readouterr().out
+    assert "2 aliquots of other tissue than a primary tumor are left out, and 1 further ones" in said
+    assert "1 genes with missing values are left out" in said and "1 values below 0 are taken as 0" in said
+    assert not any(patient in said for patient in patients)
+    values[:, 2] = 3.0  # its first aliquot by barcode
+    expected = np.log2(np.maximum(values, 0) + 1)
+    most = 1 if expected[1].mean() > expected[4].mean() else 4
+    # A naive reading, patient by patient, in any order.
+    wanted = sorted(tuple(expected[[0, most, 3], i].round(3)) for i in range(30))
+    np.testing.assert_allclose(sorted(map(tuple, parts["values"].round(3))), wanted, atol=2e-3)
+    assert len(parts["labels"]) == 30 and set(parts["sites"]) == {"AB", "CD"}
+
+
+def test_a_matrix_without_aliquots_is_refused(tmp_path):
+    (tmp_path / "a.tsv").write_text("gene\tp1\tp2\nESR1\t1\t2\n")
+    with pytest.raises(ValueError, match="barcode of an aliquot"):
+        matrices.read_aliquots(tmp_path / "a.tsv", pd.DataFrame(), label="type", patient="patient")

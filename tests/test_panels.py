@@ -54,3 +54,15 @@ def test_a_file_that_is_not_gmt_is_refused_with_its_line(tmp_path, text, said):
 def test_a_missing_file_is_named():
     with pytest.raises(ValueError, match="there is no file .*absent.gmt"):
         panels.read("/tmp/absent.gmt#SET")
+
+
+def test_every_gene_of_the_panel_has_an_entrez_id_of_its_own():
+    ids = panels.entrez_ids()
+    assert set(ids) == set(panels.read("pam50"))
+    assert len(set(ids.values())) == 50
+    # As NCBI Gene has them.
+    assert {gene: ids[gene] for gene in ("ERBB2", "ESR1", "FOXA1")} == {
+        "ERBB2": "2064",
+        "ESR1": "2099",
+        "FOXA1": "3169",
+    }
