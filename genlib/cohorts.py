@@ -306,6 +306,8 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if label is None:
+        raise ValueError(f"{path}: say which column holds the class of each patient, as label='subtype' (--label)")
     file_type = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     readers = {".csv": _read_text, ".csv.gz": _read_text, ".tsv": _read_text, ".tsv.gz": _read_text}
     readers |= {".parquet": _read_parquet, ".h5ad": _read_h5ad}
@@ -317,9 +319,13 @@ def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant
     if expression.shape[0] == 0 or expression.shape[1] == 0:
         raise ValueError(f"{path}: {expression.shape[0]} patients and {expression.shape[1]} genes; both must be there")
     _refuse_duplicates(path, "gene", expression.columns)
+    _refuse_dates(path, expression.columns)
     if "patient" in clinical:
         _refuse_duplicates(path, "patient", clinical["patient"])
-    values = matrices.to_log2(path, _checked_values(path, expression), units, [])
+    values = _checked_values(path, expression)
+    if units is None:
+        _refuse_few_that_are_no_genes(path, values, expression.columns)
+    values = matrices.to_log2(path, values, units, [])
     constant = values.min(axis=0) == values.max(axis=0)
     if constant.any() and not drop_constant_genes:
         raise ValueError(
@@ -347,6 +353,7 @@ def _read_text(path, label, patient, site, ignore):
         # Spreadsheets write a byte-order mark; "utf-8-sig" reads files with and without.
         with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
             header = next(csv.reader(file, delimiter=separator), [])
+        _refuse_other_separator(path, header, separator)
         # pandas renames a repeated column without a word, so repeats are looked for before it reads.
         _refuse_duplicates(path, "column", header)
         table = pd.read_csv(path, sep=separator, low_memory=False, encoding="utf-8-sig")
@@ -370,6 +377,16 @@ def _read_text(path, label, patient, site, ignore):
         table = table.apply(lambda column: pd.to_numeric(column, errors="ignore"))
         _refuse_duplicates(path, "column", table.columns)
     return _split_table(path, table, label, patient, site, ignore)
+
+
+def _refuse_other_separator(path, header, separator):
+    others = {";": "semicolons", "\t": "tabs", ",": "commas"}
+    used = [words for sign, words in others.items() if sign != separator and any(sign in name for name in header)]
+    if used and len(header) <= 2:  # a decimal comma cuts a line of semicolons in two
+        raise ValueError(
+            f"{path}: its columns seem to be separated by {used[0]}, where a {path.suffix} file has "
+            f"{others[separator]}; save it again with those, and with a point in decimal numbers"
+        )
 
 
 def _read_parquet(path, label, patient, site, ignore):
@@ -402,7 +419,11 @@ def _split_table(path, table, label, patient, site, ignore):
 
 def _columns_that_exist(table):
     text = [c for c in table.columns if table[c].dtype == object or isinstance(table[c].dtype, pd.CategoricalDtype)]
-    return f"columns with text: {_some(text, 10) or 'none'}; columns in all: {_some(table.columns, 5)}"
+    # Columns of numbers may be called by patients, where genes are rows.
+    return (
+        f"columns with text: {_some(text, 10) or 'none'}; {len(table.columns) - len(text)} columns of numbers. Where "
+        "genes are rows, the labels stand in a row of that name, or in a table of their own (clinical=)"
+    )
 
 
 def _read_h5ad(path, label, patient, site, ignore):
@@ -443,6 +464,28 @@ def _refuse_duplicates(path, kind, names):
         raise ValueError(f"{path}: {len(repeated)} {kind} names come more than once {what}; keep one of each")
 
 
+def _refuse_dates(path, genes):
+    dates = [gene for gene in map(str, genes) if DATE.fullmatch(gene)]
+    if dates:
+        raise ValueError(
+            f"{path}: {len(dates)} genes are called by dates, as {_some(dates)}: a spreadsheet took SEPTIN1, MARCHF1 "
+            "and the like for dates. Take the names from a file that no spreadsheet has saved"
+        )
+
+
+MONTHS = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+DATE = re.compile(rf"\d{{1,2}}-({MONTHS})|({MONTHS})-\d{{1,2}}|\d{{4}}-\d\d-\d\d( 00:00:00)?", re.I)
+
+
+def _refuse_few_that_are_no_genes(path, values, genes):
+    high = values.max(axis=0) > matrices.HIGHEST_LOG2
+    if 0 < high.sum() <= max(1, 0.02 * len(high)) and not high.all():
+        raise ValueError(
+            f"{path}: {int(high.sum())} of {len(high)} columns reach more than {matrices.HIGHEST_LOG2:g}, which no "
+            f"log2 expression does: {_some(np.asarray(genes)[high])}. Name what is no gene in ignore=[...]"
+        )
+
+
 def _checked_values(path, expression):
     text = [c for c in expression.columns if not pd.api.types.is_numeric_dtype(expression[c])]
     if text:
@@ -473,6 +516,10 @@ def _checked_labels(path, label, column):
             "a class or remove them"
         )
     text = column.astype(str).str.strip()
+    spellings = text.groupby(text.str.casefold()).unique()
+    differ = [" and ".join(map(repr, names)) for names in spellings if len(names) > 1]
+    if differ:
+        raise ValueError(f"{path}: label '{label}' holds {differ[0]}, which differ in case only; spell them alike")
     numbers = pd.to_numeric(text, errors="coerce")
     if 0.5 < numbers.notna().mean() < 1:
         odd = text[numbers.isna()]
@@ -486,7 +533,12 @@ def _checked_labels(path, label, column):
                 f"{path}: label '{label}' holds measurements, as {numbers[numbers != numbers.round()].iloc[0]}, not "
                 "classes; choose another column or cut it into classes"
             )
-        return np.array([str(int(v)) for v in numbers])
+        text = numbers.astype(np.int64).astype(str)
+    if text.nunique() > len(text) / 2:
+        raise ValueError(
+            f"{path}: label '{label}' has {text.nunique()} values for {len(text)} patients; is it an identifier or a "
+            "measurement? Choose the column that holds the class"
+        )
     return text.to_numpy()
 
 

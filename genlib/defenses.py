@@ -525,10 +525,17 @@ def self_distill(features, labels, members, recipe, seed, n_parts=10, n_absent=4
     if not 1 <= n_absent < n_parts:
         raise ValueError(f"n_absent={n_absent}: each member is left out of 1 to {n_parts - 1} of {n_parts} models")
     absent = absences(members, n_parts, n_absent, seed)
+    for m, part in np.argwhere(~(members[:, None, :] & ~absent).any(axis=2)):
+        # In a very small cohort a teacher may be left without anybody; it takes the first member that others were left
+        # without besides, whose targets then come from those alone.
+        spare = np.flatnonzero(members[m] & (absent[m].sum(axis=0) > 1))
+        if not len(spare):
+            raise ValueError(f"{int(members[m].sum())} members cannot be spread over {n_parts} teachers; take fewer")
+        absent[m, part, spare[0]] = False
     parts = (members[:, None, :] & ~absent).reshape(-1, members.shape[1])
     taught = bank.train(features, labels, parts, recipe, seed + 2, **options)
     answers = softmax(taught.astype(np.float64), axis=2).reshape(*absent.shape, -1)
-    targets = (answers * absent[..., None]).sum(axis=1) / n_absent
+    targets = (answers * absent[..., None]).sum(axis=1) / absent.sum(axis=1)[..., None]
     return bank.train(features, labels, members, recipe, seed + 1, targets=targets.astype(np.float32), **options)
 
 

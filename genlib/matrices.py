@@ -223,6 +223,17 @@ def _read(path, clinical, told_by, sample, patient, label, site, several, units)
     }  # fmt: skip
 
 
+def _refuse_other_suffix(path, samples, known):
+    def cut(names):
+        return {str(name).rsplit("-", 1)[0] for name in names}
+
+    if cut(known) & set(samples) or cut(samples) & known:
+        raise ValueError(
+            f"{path}: its samples and those of the clinical table differ by a suffix, as -01 for the kind of sample; "
+            "write both alike"
+        )
+
+
 def _separator(path):
     return "," if ".csv" in path.name else "\t"
 
@@ -253,8 +264,11 @@ def _matrix(path, known):
     if repeated:
         raise ValueError(f"{path}: {len(repeated)} samples have more than one column; keep one of each")
     if not known & set(samples):
+        _refuse_other_suffix(path, samples, known)
         return _turned(path, header, skipped, known)
+    # With the names as they stand: pandas would give a nameless first column, as R and pandas write it, one of its own.
     options = {"sep": _separator(path), "skiprows": skipped, "chunksize": ROWS, "encoding": "utf-8-sig"}
+    options |= {"names": header, "header": 0}
     parts, gene_parts = [], []
     types = {**dict.fromkeys(samples, np.float32), **dict.fromkeys(about_genes, str)}
     try:
@@ -313,7 +327,9 @@ def _turned(path, header, skipped, known):
     """The same for a matrix with one row a sample."""
     types = {**dict.fromkeys(header[1:], np.float32), header[0]: str}
     try:
-        table = pd.read_csv(path, sep=_separator(path), skiprows=skipped, dtype=types, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, sep=_separator(path), skiprows=skipped, dtype=types, encoding="utf-8-sig", names=header, header=0
+        )
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"{path}: its first row names no sample of the clinical table, so its first column must, and all else must "

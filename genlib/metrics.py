@@ -474,7 +474,7 @@ def separation_table(points, labels, judged, n_bootstrap=200, seed=0, level=CONF
     tail = 50 * (1 - level)
     # Patients that are drawn twice make classes look tighter, so the draws of the index lie too low: their spread is
     # used, not their place.
-    reach = norm.ppf((1 + level) / 2) * np.std(indices)
+    reach = norm.ppf((1 + level) / 2) * np.std([index for index in indices if np.isfinite(index)])
     ends = {
         "silhouette": np.nanpercentile(silhouettes, [tail, 100 - tail]),
         "Davies-Bouldin index": (once - reach, once + reach),
@@ -490,5 +490,7 @@ def _davies_bouldin(points, labels, counts):
     chosen = np.repeat(np.arange(len(labels)), counts)
     # A class of one patient has no width of its own, and a draw without a class has one class fewer.
     sizes = np.bincount(labels[chosen])
+    if (sizes > 1).sum() < 2:
+        return np.nan  # a draw of so small a cohort that it says nothing
     chosen = chosen[sizes[labels[chosen]] > 1]
     return davies_bouldin_score(points[chosen], labels[chosen])

@@ -177,10 +177,34 @@ def _fail(message):
 def _fingerprint(notebook, chosen, before):
     source = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())
     cells = [[cell["cell_type"], cell["source"]] for cell in source["cells"]]
-    cohort = NOTEBOOKS / chosen["cohort"]
-    data = results.file_digest(cohort) if cohort.is_file() else chosen["cohort"]
+    data = data_digest(chosen["cohort"], chosen["cohort_options"].get("clinical"))
     lock = (ROOT / "requirements.lock").read_bytes()
     return results.digest(cells, parameters_for(notebook, chosen), data, results.code_digest(), lock, before)
+
+
+def data_digest(cohort, clinical=None):
+    """Digest of what a cohort is read from: its name and registry entry, or the content of its files.
+
+    Parameters
+    ----------
+    cohort : str
+        Name, or path from the folder of the notebooks.
+    clinical : str, optional
+        Path of a clinical table.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> data_digest("tcga-kipan") == data_digest("tcga-lgg")
+    False
+    """
+    paths = [NOTEBOOKS / path for path in (cohort, clinical) if path]
+    files = [file for path in paths for file in (sorted(path.glob("data_*.txt")) if path.is_dir() else [path])]
+    found = [[file.name, results.file_digest(file)] for file in files if file.is_file()]
+    return results.digest(cohort, cohorts.registry().get(cohort), found)
 
 
 def _run_one(notebook, chosen, run_folder, fingerprint):

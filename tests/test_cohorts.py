@@ -676,6 +676,65 @@ def test_a_label_with_a_stray_space_is_the_label_without(tmp_path):
     assert cohorts.load(tmp_path / "spaces.csv", label="kind").classes == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("ending", "options", "said"),
+    [
+        ("csv", {"sep": ";"}, "separated by semicolons, where a .csv file has commas"),
+        ("csv", {"sep": ";", "decimal": ","}, "separated by semicolons"),
+        ("csv", {"sep": "\t"}, "separated by tabs"),
+        ("tsv", {"sep": ","}, "separated by commas, where a .tsv file has tabs"),
+    ],
+)
+def test_another_separator_than_the_name_says_is_named(tmp_path, ending, options, said):
+    frame().to_csv(tmp_path / f"a.{ending}", index=False, **options)
+    with pytest.raises(ValueError, match=said):
+        cohorts.load(tmp_path / f"a.{ending}", label="subtype")
+
+
+@pytest.mark.parametrize("date", ["1-Sep", "Mar-01", "2001-09-01"])
+def test_genes_that_a_spreadsheet_took_for_dates_are_refused(tmp_path, date):
+    path = write(tmp_path, frame().rename(columns={"KRT5": date}))
+    with pytest.raises(ValueError, match=f"1 genes are called by dates, as {date}"):
+        cohorts.load(path, label="subtype", site="hospital")
+
+
+def test_a_column_that_is_no_gene_is_named_and_can_be_ignored(tmp_path):
+    path = write(tmp_path, frame().assign(age=np.arange(N) + 40.0))
+    with pytest.raises(ValueError, match="1 of 5 columns reach more than 40.*age.*ignore="):
+        cohorts.load(path, label="subtype", site="hospital")
+    assert cohorts.load(path, label="subtype", site="hospital", ignore=["age"]).genes == GENES
+
+
+def test_an_identifier_as_label_is_refused_without_naming_anybody(tmp_path):
+    path = write(tmp_path, frame())
+    with pytest.raises(ValueError, match="30 values for 30 patients") as error:
+        cohorts.load(path, label="patient", site="hospital", ignore=["subtype"])
+    assert "SECRET" not in str(error.value)
+
+
+def test_classes_that_differ_in_case_only_are_refused(tmp_path):
+    table = frame()
+    table.loc[0, "subtype"] = "basal"
+    with pytest.raises(ValueError, match="'basal' and 'Basal', which differ in case only"):
+        cohorts.load(write(tmp_path, table), label="subtype", site="hospital")
+
+
+def test_genes_in_rows_without_labels_name_no_patient(tmp_path):
+    frame().drop(columns=["subtype", "hospital"]).set_index("patient").T.to_csv(tmp_path / "turned.csv")
+    with pytest.raises(ValueError, match="30 columns of numbers. Where genes are rows.*clinical=") as error:
+        cohorts.load(tmp_path / "turned.csv", label="subtype")
+    assert "SECRET" not in str(error.value)
+
+
+def test_windows_line_ends_are_read_and_no_label_is_asked_for(tmp_path):
+    path = write(tmp_path, frame())
+    same = cohorts.load(path, label="subtype", site="hospital").expression
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    np.testing.assert_array_equal(cohorts.load(path, label="subtype", site="hospital").expression, same)
+    with pytest.raises(ValueError, match="say which column holds the class"):
+        cohorts.load(path, label=None)
+
+
 # --- tcga-pancan, in small, from a server on the loopback address ---------------------------------------------------
 
 

@@ -260,3 +260,17 @@ def test_what_an_architecture_cannot_have_is_left_out_with_its_reason():
     assert "means nothing to architecture='softmax'" in left_out["fewer units"]
     _, left_out = defenses.variants(Recipe("cnn", clustering={}), changes)
     assert set(left_out) == {"mixup", "private"}
+
+
+def test_a_cohort_too_small_for_ten_teachers_gives_each_a_member_all_the_same():
+    rng = np.random.default_rng(0)
+    labels = np.arange(16) % 2
+    features = rng.normal(size=(16, 30)).astype(np.float32)
+    members = membership.paired_halves(labels, 4, 0)
+    recipe = Recipe("softmax", epochs=2, batch_size=4, learning_rate=0.1)
+    logits = defenses.self_distill(features, labels, members, recipe, 0, n_absent=8, progress=False)
+    assert np.isfinite(logits).all()
+    few = np.zeros((2, 16), bool)
+    few[:, :1] = True
+    with pytest.raises(ValueError, match="1 members cannot be spread over 10 teachers"):
+        defenses.self_distill(features, labels, few, recipe, 0, n_absent=1, progress=False)

@@ -237,3 +237,30 @@ def test_a_matrix_without_aliquots_is_refused(tmp_path):
     (tmp_path / "a.tsv").write_text("gene\tp1\tp2\nESR1\t1\t2\n")
     with pytest.raises(ValueError, match="barcode of an aliquot"):
         matrices.read_aliquots(tmp_path / "a.tsv", pd.DataFrame(), label="type", patient="patient")
+
+
+def matrix_of(tmp_path, suffix="", order=1, index_label=None):
+    names = [f"p{i}" for i in range(24)]
+    values = np.random.default_rng(0).normal(8, 1, (5, 24)).round(4)
+    pd.DataFrame(values, index=list("ABCDE"), columns=names).to_csv(
+        tmp_path / "m.tsv", sep="\t", index_label=index_label
+    )
+    clinical = pd.DataFrame({"sample": [n + suffix for n in names], "type": ["a", "b"] * 12})[::order]
+    clinical.to_csv(tmp_path / "c.tsv", sep="\t", index=False)
+    return values, clinical
+
+
+@pytest.mark.parametrize("index_label", [None, "gene"])
+def test_a_clinical_table_in_another_order_and_a_nameless_first_column_are_read(tmp_path, index_label):
+    values, clinical = matrix_of(tmp_path, order=-1, index_label=index_label)
+    cohort = cohorts.load(tmp_path / "m.tsv", clinical=tmp_path / "c.tsv", label="type")
+    np.testing.assert_allclose(cohort.expression, values.T, rtol=1e-6)
+    assert cohort.genes == list("ABCDE")
+    assert [cohort.classes[k] for k in cohort.labels] == list(clinical["type"][::-1])
+
+
+def test_samples_that_differ_by_a_suffix_are_refused_without_naming_one(tmp_path):
+    matrix_of(tmp_path, suffix="-01")
+    with pytest.raises(ValueError, match="differ by a suffix, as -01") as error:
+        cohorts.load(tmp_path / "m.tsv", clinical=tmp_path / "c.tsv", label="type")
+    assert "p0" not in str(error.value)

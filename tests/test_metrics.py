@@ -489,3 +489,10 @@ def test_classes_that_mean_nothing_do_not_lie_apart():
     labels, points = rng.integers(0, 3, 300), [rng.normal(size=(300, 4)) for _ in range(4)]
     silhouette = metrics.separation_table(points, labels, rng.random((4, 300)) < 0.5, 100).set_index("metric").iloc[0]
     assert abs(silhouette["estimate"]) < 0.03
+
+
+def test_draws_of_a_tiny_cohort_that_hold_one_class_are_left_out_of_the_spread():
+    labels = np.array([0, 0, 1, 1])
+    points = [np.arange(4.0)[:, None] + 3 * labels[:, None] for _ in range(2)]
+    table = metrics.separation_table(points, labels, np.ones((2, 4), bool), n_bootstrap=200)
+    assert np.isfinite(table[["estimate", "low", "high"]].to_numpy()).all()

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import test_matrices
 
-from genlib import results, study
+from genlib import panels, report, results, study
 
 SMOKE = ["--profile", "smoke"]
 
@@ -90,7 +91,7 @@ def test_an_architecture_without_an_epsilon_leaves_those_notebooks_out(capsys):
 
 
 @pytest.mark.slow
-def test_a_cohort_of_ones_own_runs_with_its_path_and_label_only(runs, tmp_path):
+def test_the_worked_example_of_the_readme_runs_from_the_first_notebook_to_the_last(runs, tmp_path):
     rng = np.random.default_rng(0)
     names = np.array(["papillary", "follicular"])
     labels = names[np.arange(60) % 2]
@@ -99,9 +100,11 @@ def test_a_cohort_of_ones_own_runs_with_its_path_and_label_only(runs, tmp_path):
     path = tmp_path / "thyroid.csv"
     table.to_csv(path, index=False)
     before = path.read_bytes()
-    finish(runs[0], "--cohort", str(path), "--label", "histology", "--only", "02")
+    (tmp_path / "thyroid.gmt").write_text("THYROID\tmade up\t" + "\t".join(f"GENE{g}" for g in range(10)) + "\n")
+    finish(runs[0], "--cohort", str(path), "--label", "histology", "--panel", f"{tmp_path}/thyroid.gmt")
     found = results.load(folder(runs[0]), "02_target_model")
-    assert set(found["cohort"]) == {"thyroid"}
+    assert set(results.load(folder(runs[0]))["cohort"]) == {"thyroid"}
+    assert set(results.load(folder(runs[0]))["notebook"]) == set(study.names())
     assert {"papillary", "follicular"} <= set(found["group"])
     assert path.read_bytes() == before
     assert "secret-" not in (folder(runs[0]) / "02_target_model.ipynb").read_text()
@@ -150,3 +153,28 @@ def test_a_panel_is_the_cohorts_own_the_given_one_or_none(tmp_path):
     (tmp_path / "thyroid.gmt").write_text("thyroid\tsource\tTG\tTPO\n")
     path = chosen("--panel", f"{tmp_path}/thyroid.gmt#thyroid")
     assert (study.NOTEBOOKS / path.removesuffix("#thyroid")).samefile(tmp_path / "thyroid.gmt")
+
+
+def test_a_change_of_any_file_of_a_cohort_is_seen(tmp_path):
+    (tmp_path / "data_mrna_seq_v2_rsem.txt").write_text("a")
+    (tmp_path / "data_clinical_sample.txt").write_text("b")
+    clinical = tmp_path / "phenotype.tsv"
+    clinical.write_text("c")
+    folder = os.path.relpath(tmp_path, study.NOTEBOOKS)
+    seen = {study.data_digest(folder, os.path.relpath(clinical, study.NOTEBOOKS))}
+    for path in (tmp_path / "data_clinical_sample.txt", clinical):
+        path.write_text("changed")
+        seen.add(study.data_digest(folder, os.path.relpath(clinical, study.NOTEBOOKS)))
+    assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_a_study_folder_as_downloaded_runs_with_its_path_and_label_only(runs, tmp_path):
+    genes = panels.read("pam50")
+    values = 2 ** np.random.default_rng(0).normal(8, 2, (50, test_matrices.N))
+    test_matrices.study(tmp_path / "thca_tcga", values, genes, range(1, 51))
+    finish(runs[0], "--cohort", str(tmp_path / "thca_tcga"), "--label", "SUBTYPE", "--only", "01,02")
+    table = report.select(results.load(folder(runs[0])), notebook="01_cohort", group="all").set_index("metric")[
+        "estimate"
+    ]
+    assert table[["patients", "genes", "genes of pam50 found"]].tolist() == [test_matrices.N, 50, 50]
