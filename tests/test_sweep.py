@@ -112,7 +112,7 @@ def test_a_failed_run_is_named_at_the_end_and_does_not_stop_the_others(a_sweep):
     said = subprocess.run([*words, "--only", "01,02,03"], cwd=study.ROOT, capture_output=True, text=True)
     assert said.returncode == 1, said.stdout + said.stderr
     assert "1 of 2 runs failed" in said.stderr and "01_cohort failed in cell" in said.stderr
-    assert "units" in said.stderr
+    assert "1 of 40 columns reach more than 40" in said.stderr
     table = pd.read_csv(study.ROOT / "outputs" / run / "sweep.csv").set_index("run")["finished"]
     assert table.sort_index(ascending=False).tolist() == [True, False]
     found = results.load(study.ROOT / "outputs" / run, "09_across_cohorts")
