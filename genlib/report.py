@@ -231,6 +231,8 @@ def rarest_class(table):
     """
     patients = select(table, notebook="01_cohort", metric="patients")
     patients = patients[patients["group"] != "all"]
+    if patients.empty:
+        raise LookupError("no results of 01_cohort say how many patients a class has; run it first")
     return patients.loc[patients["estimate"].idxmin(), "group"]
 
 

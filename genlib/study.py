@@ -17,7 +17,7 @@ import pandas as pd
 import papermill
 import yaml
 
-from genlib import cluster, cohorts, report, results
+from genlib import cluster, cohorts, page, report, results, risk_card
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -338,7 +338,19 @@ def run(options):
         checksum = results.file_digest(run_folder / "results.csv")
         results.update_manifest(run_folder, "results", {"rows": len(table), "sha256": checksum})
     print("\n" + report.summary(table))
-    print(f"\nNotebooks, figures and results.csv are in {os.path.relpath(run_folder)}")
+    _reports(run_folder)
+    print(f"\nindex.html, notebooks, figures and results.csv are in {os.path.relpath(run_folder)}")
+
+
+def _reports(run_folder):
+    """Write the report page and the risk card, and say what they lack."""
+    lacking = page.write(run_folder)
+    if lacking:
+        print(f"\nindex.html lacks {', '.join(lacking)}: not all notebooks were run")
+    try:
+        risk_card.write(run_folder)
+    except (LookupError, KeyError) as error:
+        print(f"\nNo risk card: {error.args[0]}")
 
 
 def _run_selected(selected, chosen, run_folder):

@@ -1,0 +1,102 @@
+"""The report page: complete, or honest about what it lacks; and it asks no network for anything."""
+
+import html.parser
+import json
+import pathlib
+import shutil
+
+import nbformat
+import pytest
+
+from genlib import page, report, results
+
+REFERENCE = pathlib.Path(__file__).parent.parent / "outputs" / "reference"
+TABLE = results.read(REFERENCE / "results.csv")
+
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, and sees that they are closed in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "link", "br", "hr", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(REFERENCE, folder, dirs_exist_ok=True)
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell("# Who are <they>?"),
+        nbformat.v4.new_code_cell("1", outputs=[
+            nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "figure"}),
+            nbformat.v4.new_output("display_data", {WIDGET: {}, "text/plain": "100%"}),
+        ]),
+    ])  # fmt: skip
+    nbformat.write(notebook, folder / "01_cohort.ipynb")
+    assert page.write(folder) == []
+    return folder
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text())
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_is_whole_and_asks_no_network(run):
+    for path in (run / "index.html", run / "html" / "01_cohort.html"):
+        tags = read(path).tags
+        assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe")]
+        sources = [a["src"] for _, a in tags if "src" in a]
+        assert sources and all(source.startswith("data:") for source in sources)
+        assert all(a.get("alt") for tag, a in tags if tag == "img")
+        assert all(a.get("scope") for tag, a in tags if tag == "th")
+        assert dict(tags)["html"]["lang"] == "en"
+    links = [a["href"] for tag, a in read(run / "index.html").tags if tag == "a"]
+    assert links == ["html/01_cohort.html"] and (run / links[0]).exists()
+
+
+def test_the_answer_is_that_of_the_results(run):
+    said = " ".join(page.sentences(TABLE, 0.03))
+    exposed = page._exposed(TABLE)
+    worst = exposed.loc[exposed["estimate"].idxmax()]
+    assert f"Most exposed is {worst['group']} ({worst['n_patients']} patients): {report.percent(worst)}" in said
+    decision = report.decision_table(TABLE, 0.03, report.rarest_class(TABLE))
+    models = decision[decision["what is shared"] == "model"]
+    assert f"Of {len(models)} ways to train a model, {(models['passes'] == 'yes').sum()} leave" in said
+    text = "".join(read(run / "index.html").text)
+    assert all(one in text for one in page.sentences(TABLE, 0.03))
+    assert all(setting in text for setting in decision["setting"])
+
+
+def test_nothing_passes_a_tolerance_of_nothing():
+    assert "0 leave at most 0 of 100 members found." in page.sentences(TABLE, 0.0)[2]
+
+
+def test_a_run_that_is_not_complete_says_what_is_missing(tmp_path):
+    report.select(TABLE, notebook="01_cohort").to_csv(tmp_path / "results.csv", index=False)
+    shutil.copy(REFERENCE / "manifest.json", tmp_path)
+    lacking = page.write(tmp_path)
+    assert lacking == list(page.SECTIONS)
+    text = "".join(read(tmp_path / "index.html").text)
+    assert text.count("not all notebooks that this needs were run") == len(lacking)
+    assert json.loads((REFERENCE / "manifest.json").read_text())["environment"]["time"] in text
