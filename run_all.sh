@@ -15,6 +15,7 @@ Commands
   study (default)   run the notebooks and print a short summary of the answer
   test              run the tests; further words go to pytest, as: ./run_all.sh test -k cohorts
   lab               open JupyterLab on the notebooks
+  verify            run quick anew and compare every row of its results with outputs/reference
   cost              measure times on this machine (notebook 08_cost), a few minutes
 
 Options of study
@@ -49,10 +50,10 @@ fail() {
 
 command=study
 case "${1:-}" in
-    study | test | lab | cost) command=$1; shift ;;
+    study | test | lab | cost | verify) command=$1; shift ;;
     --* | "") ;;
     -h) usage; exit 0 ;;
-    *) fail "unknown command '$1'; choose study, test, lab or cost (./run_all.sh --help)" ;;
+    *) fail "unknown command '$1'; choose study, test, lab, cost or verify (./run_all.sh --help)" ;;
 esac
 
 arguments=()
@@ -166,6 +167,7 @@ export PATH
 case "$command" in
     study) exec "$PYTHON" -m genlib.study ${arguments[@]+"${arguments[@]}"} ;;
     cost) exec "$PYTHON" -m genlib.study --cost ;;
+    verify) exec "$PYTHON" -m genlib.verify ;;
     test)
         "$PYTHON" -m ruff check .
         "$PYTHON" -m ruff format --check .
