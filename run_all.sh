@@ -16,7 +16,8 @@ Commands
   test              run the tests; further words go to pytest, as: ./run_all.sh test -k cohorts
   lab               open JupyterLab on the notebooks
   verify            run quick anew and compare every row of its results with outputs/reference
-  cost              measure times on this machine (notebook 08_cost), a few minutes
+  cost              measure times on this machine (notebook 08_cost), a quarter of an hour
+  sharp-edges       show faults and traps of the tools, each with a reproduction (notebook 10_sharp_edges), a minute
 
 Options of study
   --cohort NAME     tcga-brca (default), tcga-kipan, tcga-lgg, tcga-pancan (1.9 GB to fetch), simulated, a .csv, .tsv,
@@ -50,10 +51,10 @@ fail() {
 
 command=study
 case "${1:-}" in
-    study | test | lab | cost | verify) command=$1; shift ;;
+    study | test | lab | cost | sharp-edges | verify) command=$1; shift ;;
     --* | "") ;;
     -h) usage; exit 0 ;;
-    *) fail "unknown command '$1'; choose study, test, lab, cost or verify (./run_all.sh --help)" ;;
+    *) fail "unknown command '$1'; choose study, test, lab, cost, sharp-edges or verify (./run_all.sh --help)" ;;
 esac
 
 arguments=()
@@ -166,7 +167,7 @@ PATH="$(dirname "$PYTHON"):$PATH"
 export PATH
 case "$command" in
     study) exec "$PYTHON" -m genlib.study ${arguments[@]+"${arguments[@]}"} ;;
-    cost) exec "$PYTHON" -m genlib.study --cost ;;
+    cost | sharp-edges) exec "$PYTHON" -m genlib.study --apart "$command" ${arguments[@]+"${arguments[@]}"} ;;
     verify) exec "$PYTHON" -m genlib.verify ;;
     test)
         "$PYTHON" -m ruff check .

@@ -252,17 +252,38 @@ def _table(rows, caption, bold=None):
 
 
 def _notebooks(_, run_folder, __):
-    paths = sorted(path for path in run_folder.glob("[0-9]*.ipynb") if path.stem.count(".") == 0)
+    paths = notebooks(run_folder)
     if not paths:
         raise FileNotFoundError("no executed notebook lies here")
     links = []
     for path in paths:
-        target = run_folder / "html" / f"{path.stem}.html"
-        with results.atomic_path(target) as part:
-            part.write_text(notebook_page(path))
-        question = report.QUESTIONS.get(path.stem, "")
-        links.append(f'<li><a href="html/{path.stem}.html">{path.stem}</a> {html.escape(question)}</li>')
+        question = html.escape(report.QUESTIONS.get(path.stem, ""))
+        links.append(f'<li><a href="html/{path.name}">{path.stem}</a> {question}</li>')
     return "<h2>The notebooks, as they ran</h2>\n<ul>\n" + "\n".join(links) + "\n</ul>"
+
+
+def notebooks(run_folder):
+    """Write every executed notebook of a run as HTML, in its folder ``html``.
+
+    Parameters
+    ----------
+    run_folder : path-like
+
+    Returns
+    -------
+    list of pathlib.Path
+        The pages, in the order of the notebooks.
+
+    Examples
+    --------
+    >>> notebooks("outputs/tcga-brca-quick")  # doctest: +SKIP
+    """
+    run_folder, pages = pathlib.Path(run_folder), []
+    for path in sorted(path for path in run_folder.glob("[0-9]*.ipynb") if path.stem.count(".") == 0):
+        pages.append(run_folder / "html" / f"{path.stem}.html")
+        with results.atomic_path(pages[-1]) as part:
+            part.write_text(notebook_page(path))
+    return pages
 
 
 def notebook_page(path):
@@ -294,7 +315,8 @@ def notebook_page(path):
                 output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     notebook.metadata.pop("widgets", None)
     body, _ = nbconvert.HTMLExporter(template_name="basic").from_notebook_node(notebook)
-    up = '<p><a href="../index.html">Report of this run</a></p>'
+    whole = (pathlib.Path(path).parent / "results.csv").exists()
+    up = '<p><a href="../index.html">Report of this run</a></p>' if whole else ""
     return PAGE.substitute(title=pathlib.Path(path).stem, style=STYLE, body=up + body)
 
 

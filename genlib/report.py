@@ -623,12 +623,32 @@ QUESTIONS = {
     "05_defenses": "What the other defenses buy and cost under the same attacks",
     "06_audit": "Does the training really give the epsilon it claims, and would the audit notice if not",
     "07_tradeoff": "The privacy-utility frontier, who pays, and what to release",
+    "08_cost": "What all this costs in time and memory, beside the alternatives",
+    "09_across_cohorts": "What holds over several tumor types",
+    "10_sharp_edges": "Where the tools go wrong without a word, each with a reproduction",
+}
+COMMANDS = {
+    "08_cost": "`./run_all.sh cost`",
+    "09_across_cohorts": "`./run_all.sh --cohort A,B`",
+    "10_sharp_edges": "`./run_all.sh sharp-edges`",
 }
 
 
 def _notebooks(timings):
-    rows = [f"| `{name}` | {question} | {timings[name]:.0f} s |" for name, question in QUESTIONS.items()]
-    return "\n".join(["| notebook | question | time (quick, 2 processor cores) |", "|---|---|---|", *rows]) + "\n"
+    rows = [
+        f"| `{name}` | {question} | {COMMANDS[name] if name in COMMANDS else f'{timings[name]:.0f} s'} |"
+        for name, question in QUESTIONS.items()
+    ]
+    return (
+        "\n".join(
+            [
+                "| notebook | question | time (quick, 2 processor cores), or a command of its own |",
+                "|---|---|---|",
+                *rows,
+            ]
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from genlib import cluster, cohorts, page, report, results, risk_card
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-# 08_cost compares speed, which says nothing about patients; 09_across_cohorts reads several runs. Each has its command.
-NOT_IN_STUDY = ("08_cost", "09_across_cohorts")
+# What is run by a command of its own, since it says nothing about a cohort's patients.
+APART = {"cost": "08_cost", "sharp-edges": "10_sharp_edges"}
+# 09_across_cohorts reads several runs.
+NOT_IN_STUDY = (*APART.values(), "09_across_cohorts")
 
 
 class NotebookError(RuntimeError):
@@ -97,7 +99,9 @@ def _options(arguments):
     parser.add_argument("--only", help="notebooks to run alone, separated by commas")
     parser.add_argument("--sweep", help="YAML file of options with lists of values: many runs")
     parser.add_argument("--scheduler", help="address of a Dask scheduler that has the workers")
-    parser.add_argument("--cost", action="store_true", help="measure times: run 08_cost alone")
+    parser.add_argument(
+        "--apart", choices=list(APART), help="run a notebook that needs no cohort: measure times, or show faults"
+    )
     return parser.parse_args(arguments)
 
 
@@ -240,20 +244,33 @@ def _note_time(run_folder, notebook, seconds):
         table.to_csv(part, index=False)
 
 
-def measure_cost(run_folder):
-    """Run ``08_cost`` alone, always anew: a time that was measured once is no result to keep.
+def run_apart(notebook, run_folder):
+    """Run a notebook that needs no cohort, always anew: a time that was measured once is no result to keep.
 
     Parameters
     ----------
+    notebook : str
+        One of `APART`.
     run_folder : pathlib.Path
         Its folder below ``outputs``.
+
+    Raises
+    ------
+    NotebookError
+        When a cell fails.
+
+    Examples
+    --------
+    >>> run_apart("10_sharp_edges", ROOT / "outputs" / "sharp-edges")  # doctest: +SKIP
     """
     run_folder.mkdir(parents=True, exist_ok=True)
-    (run_folder / "finished" / "08_cost.json").unlink(missing_ok=True)
+    (run_folder / "finished" / f"{notebook}.json").unlink(missing_ok=True)
     chosen = {"run_folder": os.path.relpath(run_folder, NOTEBOOKS)}
     results.update_manifest(run_folder, "environment", results.environment())
-    execute("08_cost", chosen, run_folder, "")
-    print(f"The notebook, its figures and cost.csv are in {os.path.relpath(run_folder)}")
+    print(f"{notebook}: some minutes", flush=True)
+    execute(notebook, chosen, run_folder, "")
+    page.notebooks(run_folder)
+    print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(run_folder)}")
 
 
 def execute(notebook, chosen, run_folder, fingerprint):
@@ -387,8 +404,8 @@ def main(arguments=None):
     options = _options(arguments)
     os.chdir(ROOT)
     try:
-        if options.cost:
-            measure_cost(ROOT / "outputs" / (options.run or "cost"))
+        if options.apart:
+            run_apart(APART[options.apart], ROOT / "outputs" / (options.run or options.apart))
         elif sweep.is_wanted(options):
             sweep.run(options)
         else:

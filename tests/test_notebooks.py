@@ -4,7 +4,10 @@ import json
 import re
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from genlib import report, results, study
 
@@ -123,3 +126,42 @@ class TestSmokeRun:
         assert settings["04"] == 2 * (1 + len(study.profile("smoke")["epsilons"]))
         assert settings["05"] == json.loads((smoke / "manifest.json").read_text())["05_defenses"]["settings"]
         assert len(report.summary(table).splitlines()) == 2 + settings["04"]
+
+
+@pytest.mark.slow
+class TestSharpEdges:
+    @pytest.fixture(scope="class")
+    def edges(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("sharp-edges")
+        study.run_apart("10_sharp_edges", folder)
+        assert (folder / "html" / "10_sharp_edges.html").exists()
+        return pd.read_csv(folder / "sharp_edges.csv").set_index(["edge", "row"])["value"]
+
+    def test_each_fault_is_there_and_each_way_around_is_not_at_fault(self, edges):
+        norms = edges["longest applied gradient at clip norm 1"]
+        assert (norms[["dropout of 0.2", "dropout of 0.5", "Gaussian noise"]] > 1.5).all()
+        assert norms[["no dropout", "dropout of 0.5, slow path"]].to_numpy() == pytest.approx(1.0, abs=1e-3)
+        assert edges["slow path was taken"].to_dict() == {
+            "layers with an Input": 0, "layers without an Input": 1, "filled by add()": 1, "with layer normalization": 1
+        }  # fmt: skip
+        assert edges["effect of one patient, in clip norms"].to_numpy() == pytest.approx([1.0, 2.0])
+        seen = edges["share of audits that see a leak where there is none"]
+        assert (seen.filter(like="all thresholds") > 0.05).all() and (seen.filter(like="this study") <= 0.05).all()
+        aucs = edges["AUC where nothing leaks"]
+        assert (aucs.filter(regex="number of models.*twin as shadow") == 1).all()
+        assert (aucs.filter(like="twin left out") - 0.5).abs().max() < 0.02
+
+    def test_the_chances_behind_the_bound_for_shuffling_are_those_of_drawn_sums(self, edges):
+        sigma, n_batches, delta = 0.6, 100, 1e-5
+        sums = sigma * np.random.default_rng(0).normal(size=(40_000, n_batches))
+        reached, wanted = {}, {}
+        for patient in (2, 1):
+            largest = (sums + patient * (np.arange(n_batches) == 7)).max(axis=1)
+            for c in (1.6, 2.0, 2.4):
+                reached[patient, c] = (largest >= c).mean()
+                wanted[patient, c] = 1 - norm.cdf((c - patient) / sigma) * norm.cdf(c / sigma) ** (n_batches - 1)
+        assert reached == pytest.approx(wanted, abs=0.01)
+        shown = max(np.log((reached[2, c] - delta) / reached[1, c]) for c in (1.6, 2.0, 2.4))
+        stated = edges["epsilon of one epoch, shuffling, at least"]
+        assert shown < stated[str(sigma)]
+        assert (stated > edges["epsilon of one epoch, Poisson sampling, at most"]).all()

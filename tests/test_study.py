@@ -123,9 +123,12 @@ def test_a_failing_notebook_is_named_with_its_cell_and_error(runs, tmp_path):
     assert not (folder(runs[0]) / "02_target_model.ipynb").exists()
 
 
-def test_names_come_in_order_and_leave_the_cost_notebook_out():
+def test_names_come_in_order_and_leave_out_what_has_a_command_of_its_own():
     assert study.names() == sorted(study.names())
-    assert "08_cost" not in study.names()
+    assert set(study.names()).isdisjoint(study.NOT_IN_STUDY)
+    every = {path.stem for path in study.NOTEBOOKS.glob("*.ipynb")}
+    assert every == {*study.names(), *study.NOT_IN_STUDY} == set(report.QUESTIONS)
+    assert set(study.NOT_IN_STUDY) == set(report.COMMANDS)
 
 
 def test_a_cohort_from_the_command_line_does_not_inherit_the_options_of_another():
