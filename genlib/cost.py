@@ -22,7 +22,8 @@ def measure(what, threads=None, **options):
     Parameters
     ----------
     what : str
-        Name of a measurement below: ``"bank"``, ``"private_bank"``, ``"steps"``, ``"basis"`` or ``"products"``.
+        Name of a measurement below: ``"bank"``, ``"private_bank"``, ``"steps"``, ``"basis"``, ``"attack"`` or
+        ``"products"``.
     threads : int, optional
         Threads that TensorFlow may use for one operation; its own choice (all cores) by default.
     **options
@@ -144,9 +145,9 @@ def steps(path, n_genes=20_000, batch_size=64, n_steps=5):
 
     Parameters
     ----------
-    path : {"keras", "fast", "slow", "vectorized", "opacus"}
+    path : {"keras", "fast", "slow", "vectorized", "opacus ghost", "opacus per sample"}
         Keras without privacy; TF-Privacy's fast clipping, its slow path, its vectorized optimizer; Opacus' ghost
-        clipping, where Opacus is installed.
+        clipping and its gradients patient by patient, where Opacus is installed.
     n_genes, batch_size, n_steps : int
 
     Examples
@@ -155,7 +156,8 @@ def steps(path, n_genes=20_000, batch_size=64, n_steps=5):
     True
     """
     features, labels = _patients(batch_size, n_genes)
-    step = _opacus_step(n_genes) if path == "opacus" else _tensorflow_step(path, n_genes)
+    opacus = path.startswith("opacus")
+    step = _opacus_step(path, n_genes, batch_size) if opacus else _tensorflow_step(path, n_genes)
     step(features, labels)
     start = time.perf_counter()
     for _ in range(n_steps):
@@ -189,21 +191,22 @@ def _tensorflow_step(path, n_genes):
     return model.train_on_batch
 
 
-def _opacus_step(n_genes):
+def _opacus_step(path, n_genes, batch_size):
     import opacus
     import torch
 
+    private = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": batch_size}
     network = torch.nn.Sequential(torch.nn.Linear(n_genes, 256), torch.nn.ReLU(), torch.nn.Linear(256, N_CLASSES))
-    network = opacus.grad_sample.GradSampleModuleFastGradientClipping(
-        network, max_grad_norm=1.0, use_ghost_clipping=True
-    )
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.001)
-    optimizer = opacus.optimizers.DPOptimizerFastGradientClipping(
-        optimizer, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=64, loss_reduction="mean"
-    )
-    loss = opacus.utils.fast_gradient_clipping_utils.DPLossFastGradientClipping(
-        network, optimizer, torch.nn.CrossEntropyLoss(), "mean"
-    )
+    optimizer, loss = torch.optim.SGD(network.parameters(), lr=0.001), torch.nn.CrossEntropyLoss()
+    if path == "opacus per sample":
+        network = opacus.GradSampleModule(network)
+        optimizer = opacus.optimizers.DPOptimizer(optimizer, **private)
+    else:
+        network = opacus.grad_sample.GradSampleModuleFastGradientClipping(
+            network, max_grad_norm=1.0, use_ghost_clipping=True
+        )
+        optimizer = opacus.optimizers.DPOptimizerFastGradientClipping(optimizer, **private)
+        loss = opacus.utils.fast_gradient_clipping_utils.DPLossFastGradientClipping(network, optimizer, loss, "mean")
 
     def step(features, labels):
         loss(network(torch.from_numpy(features)), torch.from_numpy(labels)).backward()
@@ -211,6 +214,57 @@ def _opacus_step(n_genes):
         optimizer.zero_grad()
 
     return step
+
+
+def attack(name, n_models=64, n_patients=N_PATIENTS):
+    """Seconds that an attack on all models of a bank takes, or the intervals of its measures.
+
+    Parameters
+    ----------
+    name : {"LiRA", "RMIA", "intervals"}
+        The last: `genlib.metrics.attack_table` with its bootstrap, by class.
+    n_models, n_patients : int
+
+    Examples
+    --------
+    >>> attack("LiRA", n_models=12, n_patients=50)["seconds"] > 0
+    True
+    """
+    from genlib import attacks, membership, metrics
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, N_CLASSES, n_patients)
+    members = membership.paired_halves(np.zeros(n_patients, int), n_models, seed=0)
+    logits = rng.standard_normal((n_models, n_patients, N_CLASSES), dtype=np.float32)
+    start = time.perf_counter()
+    if name == "intervals":
+        metrics.attack_table(attacks.signal(logits, labels), members, groups=labels)
+    else:
+        {"LiRA": attacks.lira, "RMIA": attacks.rmia}[name](logits, labels, members)
+    return {"seconds": time.perf_counter() - start}
+
+
+def with_slopes(table):
+    """Name each column by how it grows at the right end: the slope of its last two points on logarithmic axes.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Seconds; the index is what grows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The same numbers; 1.0 stands for "twice as many take twice as long".
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> list(with_slopes(pd.DataFrame({"sorting": [1.0, 8.0]}, index=[10, 20])))
+    ['sorting (slope 3.0)']
+    """
+    growth = np.log(table.iloc[-1] / table.iloc[-2]) / np.log(table.index[-1] / table.index[-2])
+    return table.rename(columns={name: f"{name} (slope {slope:.1f})" for name, slope in growth.items()})
 
 
 def products(size=2048, repeats=5):
@@ -247,7 +301,7 @@ def operations(n_models, n_members=384, n_rows=N_PATIENTS, hidden=256, epochs=30
 
 
 if __name__ == "__main__":
-    measurements = {"bank": bank, "private_bank": private_bank, "steps": steps, "basis": basis, "products": products}
+    measurements = {one.__name__: one for one in (bank, private_bank, steps, basis, attack, products)}
     found = measurements[sys.argv[1]](**json.loads(sys.argv[2]))
     found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps(found))

@@ -374,6 +374,11 @@ def lines(table, xlabel, ylabel):
     for name, one in look(list(table)).items():
         axes.plot(table.index, table[name], ms=4, lw=1.2, label=name, **one)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    # The very values that were measured, as plain numbers, are easier to read than powers of ten.
+    axes.set_xticks(list(table.index), [f"{value:,g}" for value in table.index])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

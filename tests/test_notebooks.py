@@ -49,6 +49,14 @@ class TestEveryNotebook:
     def test_it_says_what_was_not_shown(self, path):
         assert any("## What was not shown" in cell.source for cell in read(path).cells)
 
+    def test_every_reference_is_linked_by_its_doi_or_says_that_it_has_none(self, path):
+        (references,) = [c.source.split("## References")[1] for c in read(path).cells if "## References" in c.source]
+        listed = references.strip().removeprefix("- ").split("\n- ")
+        assert listed and all(
+            re.search(r"\[doi:(10\.\S+)\]\(https://doi\.org/\1\)$|\(no DOI\)", one.strip().rstrip("."))
+            for one in listed
+        )
+
     def test_it_defines_no_function_and_has_no_long_cell(self, path):
         for cell in read(path).cells:
             if cell.cell_type == "code":

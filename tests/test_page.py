@@ -3,7 +3,9 @@
 import html.parser
 import json
 import pathlib
+import re
 import shutil
+import subprocess
 
 import nbformat
 import pytest
@@ -100,3 +102,41 @@ def test_a_run_that_is_not_complete_says_what_is_missing(tmp_path):
     text = "".join(read(tmp_path / "index.html").text)
     assert text.count("not all notebooks that this needs were run") == len(lacking)
     assert json.loads((REFERENCE / "manifest.json").read_text())["environment"]["time"] in text
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def browse(page_file, tmp_path, *options):
+    """Open a page in headless Chromium that can resolve no name, and return the page as it then stands."""
+    answer = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", *options,
+         page_file.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    return answer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+class TestInABrowser:
+    @pytest.mark.parametrize("width", [390, 1100])
+    def test_it_fits_the_screen_and_its_figures_are_there(self, run, tmp_path, width):
+        # A script of the test's own, since the page has none, writes what the browser made of it into the title. The
+        # frame has the width of the screen, which a browser's own window may refuse.
+        script = """<script>addEventListener("load", () => { const wide = [...document.images].map(i => i.naturalWidth);
+          document.title = [document.documentElement.scrollWidth, innerWidth, Math.min(...wide), wide.length].join(" ");
+          parent.document.title = document.title; });</script>"""
+        (tmp_path / "page.html").write_text((run / "index.html").read_text().replace("</body>", script + "</body>"))
+        frame = tmp_path / "frame.html"
+        frame.write_text(f'<title></title><iframe src="page.html" width="{width}" height="800" style="border:0">')
+        options = ("--allow-file-access-from-files", "--window-size=1400,900", "--dump-dom")
+        seen = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", browse(frame, tmp_path, *options))
+        scroll, inner, narrowest, count = map(int, seen.groups())
+        assert scroll <= inner <= width and narrowest > 0 and count == len(page.FIGURES)
+
+    def test_it_prints(self, run, tmp_path):
+        browse(run / "index.html", tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+        assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
