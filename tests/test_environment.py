@@ -81,6 +81,13 @@ def test_every_pinned_package_imports():
     assert len(modules) > 150
 
 
+def test_jupyterlab_starts():
+    # Importing the package does not import what it needs to start.
+    answer = subprocess.run([sys.executable, "-m", "jupyter", "lab", "--version"], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == importlib.metadata.version("jupyterlab")
+
+
 def test_gpu_lock_is_what_tensorflow_asks_for():
     wanted = {
         Requirement(line).name: str(Requirement(line).specifier)
