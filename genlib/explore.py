@@ -12,6 +12,7 @@ from genlib import plots, report
 # JupyterLab names the open notebook to its kernel; papermill and nbconvert, where nothing could be moved, do not.
 SESSION = "JPY_SESSION_NAME"
 EVERYBODY, EVERY_DEFENSE = "all", "all"
+NAMED = 8  # more names than that cannot be told apart in the figure; the table has them all
 
 
 def view(table, tolerance, group=EVERYBODY, defense=EVERY_DEFENSE):
@@ -31,7 +32,7 @@ def view(table, tolerance, group=EVERYBODY, defense=EVERY_DEFENSE):
     Returns
     -------
     figure : matplotlib.figure.Figure
-        Worth against risk; named are the settings that pass.
+        Worth against risk; settings that pass are drawn strongly, and those of them that are worth most are named.
     rows : pandas.DataFrame
         As `genlib.report.decision_table`, with the class's own exposure where one is chosen.
 
@@ -60,15 +61,15 @@ def view(table, tolerance, group=EVERYBODY, defense=EVERY_DEFENSE):
     passing = rows.loc[rows["passes"].isin(["yes", "for answers only"]), ["setting", "from notebook"]]
     named = set(passing.itertuples(index=False, name=None))
     points["frontier"] = [(p["setting"], p["from notebook"]) in named for p in points.to_dict("records")]
-    points["labeled"] = points["frontier"]
     families = points["family"]
     if defense != EVERY_DEFENSE:
-        points = points[families == defense]
+        points = points[families == defense].copy()
         rows = rows.merge(points[["setting", "from notebook"]])
+    points["labeled"] = points.index.isin(points[points["frontier"]].nlargest(NAMED, "x").index)
     whose = "" if everybody else f" of {group}"
     figure = plots.trade_off_points(
         points, "family", "label", f"{worth}{whose} on held-out patients (0 to 1)",
-        f"AUC of the best attack{whose}", chance=0.5, hues=families,
+        f"AUC of the best attack{whose.replace(' of', ' within')}", chance=0.5, hues=families,
     )  # fmt: skip
     return figure, rows
 
