@@ -270,7 +270,10 @@ def run_apart(notebook, run_folder):
     results.update_manifest(run_folder, "environment", results.environment())
     print(f"{notebook}: some minutes", flush=True)
     execute(notebook, chosen, run_folder, "")
-    page.notebooks(run_folder)
+    if (run_folder / "results.csv").exists():
+        page.write(run_folder)  # a run's page lists it with the others
+    else:
+        page.notebooks(run_folder)
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(run_folder)}")
 
 

@@ -10,7 +10,7 @@ import subprocess
 import nbformat
 import pytest
 
-from genlib import page, report, results
+from genlib import page, report, results, risk_card, study
 
 REFERENCE = pathlib.Path(__file__).parent.parent / "outputs" / "reference"
 TABLE = results.read(REFERENCE / "results.csv")
@@ -44,7 +44,7 @@ class Reader(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    shutil.copytree(REFERENCE, folder, dirs_exist_ok=True)
+    shutil.copytree(REFERENCE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", "html"))
     notebook = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_markdown_cell("# Who are <they>?"),
         nbformat.v4.new_code_cell("1", outputs=[
@@ -102,6 +102,30 @@ def test_a_run_that_is_not_complete_says_what_is_missing(tmp_path):
     text = "".join(read(tmp_path / "index.html").text)
     assert text.count("not all notebooks that this needs were run") == len(lacking)
     assert json.loads((REFERENCE / "manifest.json").read_text())["environment"]["time"] in text
+
+
+class TestTheReference:
+    def test_it_is_whole_and_small_and_names_nobody(self):
+        files = [path for path in REFERENCE.rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 15e6
+        wanted = [*study.names(), *study.APART.values()]
+        assert {path.stem for path in REFERENCE.glob("*.ipynb")} == set(wanted)
+        assert {path.stem for path in (REFERENCE / "html").iterdir()} == set(wanted)
+        for path in files:
+            text = path.read_text()
+            assert not re.search(r"TCGA-\w\w-\w{4}|/home/|/root/|/tmp/|/Users/", text), path
+        for name in wanted:
+            cells = nbformat.read(REFERENCE / f"{name}.ipynb", as_version=4).cells
+            assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
+
+    def test_its_page_is_the_one_that_its_results_give(self, tmp_path):
+        manifest = json.loads((REFERENCE / "manifest.json").read_text())
+        assert manifest["results"]["sha256"] == results.file_digest(REFERENCE / "results.csv")
+        shutil.copytree(REFERENCE, tmp_path, dirs_exist_ok=True)
+        assert page.write(tmp_path) == []
+        risk_card.write(tmp_path)
+        for name in ("index.html", "risk_card.md", "risk_card.json"):
+            assert (tmp_path / name).read_text() == (REFERENCE / name).read_text(), name
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
