@@ -267,7 +267,7 @@ def run_apart(notebook, run_folder):
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "finished" / f"{notebook}.json").unlink(missing_ok=True)
     chosen = {"run_folder": os.path.relpath(run_folder, NOTEBOOKS)}
-    results.update_manifest(run_folder, "environment", results.environment())
+    results.update_manifest(run_folder, notebook, results.environment())
     print(f"{notebook}: some minutes", flush=True)
     execute(notebook, chosen, run_folder, "")
     if (run_folder / "results.csv").exists():
