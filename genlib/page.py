@@ -31,9 +31,11 @@ th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.6rem; border-
 thead th { border-bottom: 2px solid #333; } tr.yes td, tr.yes th { font-weight: bold; }
 img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; color: #333; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem; background: #f4f4f4; padding: 0.5rem; }
-a { color: #0046a0; } a.anchor-link { display: none; } td, th, li { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { font-size: 15px; padding: 0.6rem; } th, td { padding: 0.2rem 0.4rem; } }
+a { color: #0046a0; } a.anchor-link { display: none; } td, li { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { font-size: 15px; padding: 0.6rem; } th, td { padding: 0.2rem 0.4rem; }
+  table { display: block; overflow-x: auto; } }
 @media print { body { max-width: none; font-size: 10.5pt; } .wide { overflow: visible; } table { font-size: 7.5pt; }
+  pre { font-size: 6pt; line-height: 1.2; }
   figure, tr { break-inside: avoid; } a { color: inherit; } details { display: block; } }
 """
 PAGE = string.Template("""<!doctype html>

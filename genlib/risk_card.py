@@ -14,6 +14,7 @@ THREAT_MODEL = (
     "custodian should assume."
 )
 NOT_COVERED = [
+    "the released model itself: measured were models of a study run; for release one is trained by privacy.release",
     "attacks stronger than those that were run: without a promise, every measured risk is to be read as 'at least'",
     "the choice of this setting among many, made on the same patients: the best of many is flattered",
     "other data about the same patients, and relatives",
@@ -206,8 +207,9 @@ def markdown(made):
         f"{data['license']}. {data['limits'] or ''}", "",
         f"**Threat model.** {made['threat_model']}", "",
         f"**Attacks.** {', '.join(made['attacks'])}; the strongest here is {overall['attack']}.", "",
-        f"**Measured risk.** AUC {_plain(overall['auc'])} (0.5 is guessing); members found at 10 % false accusations "
-        f"{_words(overall['found_at_fpr_0.1'])}, at 1 % {_words(overall['found_at_fpr_0.01'])}.", "",
+        f"**Measured risk.** AUC {_plain(overall['auc'])} (0.5 is guessing). Of its members "
+        f"{_words(overall['found_at_fpr_0.01'])} are found at 1 false accusation in 100, and "
+        f"{_words(overall['found_at_fpr_0.1'])} at 10.", "",
         f"**Utility.** Accuracy {_words(made['utility']['accuracy'])}, balanced accuracy "
         f"{_words(made['utility']['balanced_accuracy'])}, on held-out patients.", "",
         "| class | patients | named right | attack | members found (1 % of all accused) | AUC within |",

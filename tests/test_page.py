@@ -161,6 +161,16 @@ class TestInABrowser:
         scroll, inner, narrowest, count = map(int, seen.groups())
         assert scroll <= inner <= width and narrowest > 0 and count == len(page.FIGURES)
 
+    @pytest.mark.parametrize("name", ["04_dp_sgd", "05_defenses"])
+    def test_notebooks_with_wide_tables_fit_a_phone(self, tmp_path, name):
+        script = "<script>onload = () => { parent.document.title = document.documentElement.scrollWidth; };</script>"
+        text = (REFERENCE / "html" / f"{name}.html").read_text()
+        (tmp_path / "page.html").write_text(text.replace("</body>", script + "</body>"))
+        frame = tmp_path / "frame.html"
+        frame.write_text('<title></title><iframe src="page.html" width="390" height="800" style="border:0">')
+        options = ("--allow-file-access-from-files", "--window-size=1400,900", "--dump-dom")
+        assert int(re.search(r"<title>(\d+)</title>", browse(frame, tmp_path, *options)).group(1)) <= 390
+
     def test_it_prints(self, run, tmp_path):
         browse(run / "index.html", tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
