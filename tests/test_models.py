@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from genlib import models
+from genlib import models, study
 from genlib.recipes import Recipe
 
 RECIPES = {
@@ -144,6 +144,18 @@ def test_an_unknown_architecture_names_the_known():
 
 def test_the_device_is_named():
     assert models.device() == "CPU" or tf.config.list_physical_devices("GPU")
+
+
+def test_a_gpu_is_named_by_its_own_name(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["first", "second"] if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": f"the {gpu}"})
+    assert models.device() == "the first"
+
+
+def test_nothing_is_pinned_to_a_device():
+    # So that TensorFlow takes a GPU where there is one; none was at hand to measure it on.
+    sources = [path.read_text() for path in study.ROOT.glob("genlib/*.py")]
+    assert len(sources) > 20 and not any("tf.device(" in source for source in sources)
 
 
 @pytest.mark.parametrize("name", ["mlp", "deeptype", "cnn"])
