@@ -565,7 +565,7 @@ def readme(text, run_folder):
     run_folder = pathlib.Path(run_folder)
     table = results.read(run_folder / "results.csv")
     timings = pd.read_csv(run_folder / "timings.csv").set_index("notebook")["seconds"]
-    for name, part in (("results", _answer(table, run_folder)), ("notebooks", _notebooks(timings))):
+    for name, part in (("results", _answer(table, run_folder)), ("notebooks", _notebooks(timings, run_folder))):
         marks = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.S)
         text = marks.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
     return text
@@ -634,21 +634,14 @@ COMMANDS = {
 }
 
 
-def _notebooks(timings):
-    rows = [
-        f"| `{name}` | {question} | {COMMANDS[name] if name in COMMANDS else f'{timings[name]:.0f} s'} |"
-        for name, question in QUESTIONS.items()
-    ]
-    return (
-        "\n".join(
-            [
-                "| notebook | question | time (quick, 2 processor cores), or a command of its own |",
-                "|---|---|---|",
-                *rows,
-            ]
-        )
-        + "\n"
-    )
+def _notebooks(timings, run_folder):
+    rows = []
+    for name, question in QUESTIONS.items():
+        executed = run_folder / f"{name}.ipynb"
+        shown = f"[`{name}`]({executed if executed.exists() else f'notebooks/{name}.ipynb'})"
+        rows.append(f"| {shown} | {question} | {COMMANDS[name] if name in COMMANDS else f'{timings[name]:.0f} s'} |")
+    head = "| notebook, as it ran | question | time (quick, 2 processor cores), or a command of its own |"
+    return "\n".join([head, "|---|---|---|", *rows]) + "\n"
 
 
 if __name__ == "__main__":
