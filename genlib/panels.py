@@ -50,6 +50,29 @@ def read(name):
     return sets[wanted] if wanted else next(iter(sets.values()))
 
 
+def label(panel):
+    """Name a panel as results and figures show it: without folders, which say nothing of genes and much of a machine.
+
+    Parameters
+    ----------
+    panel : str or None
+        As in `read`.
+
+    Returns
+    -------
+    str or None
+
+    Examples
+    --------
+    >>> label("pam50"), label("../mine/thyroid.gmt"), label("hallmark.gmt#ESTROGEN"), label(None)
+    ('pam50', 'thyroid', 'ESTROGEN', None)
+    """
+    if panel is None or ".gmt" not in panel.lower():
+        return panel
+    file, _, wanted = panel.partition("#")
+    return wanted or pathlib.Path(file).stem
+
+
 def _gene_sets(path):
     """GMT: one line a gene set, tab-separated: name, source, genes."""
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -106,6 +106,9 @@ def test_the_worked_example_of_the_readme_runs_from_the_first_notebook_to_the_la
     assert set(results.load(folder(runs[0]))["cohort"]) == {"thyroid"}
     assert set(results.load(folder(runs[0]))["notebook"]) == set(study.names())
     assert {"papillary", "follicular"} <= set(found["group"])
+    # A panel goes by its own name, not by where its file lies.
+    private = results.load(folder(runs[0]), "04_dp_sgd")["features"]
+    assert {"all genes", "thyroid"} <= set(private) and not private.str.contains("gmt").any()
     assert path.read_bytes() == before
     assert "secret-" not in (folder(runs[0]) / "02_target_model.ipynb").read_text()
 
