@@ -32,7 +32,7 @@ Options of study
                     full: more models, for a GPU or a night
   --seed NUMBER     0 by default; the same seed gives the same results table on the same platform
   --sweep FILE      the same from a YAML file, where each cohort may have a label and a panel of its own
-  --scheduler ADDR  a Dask scheduler: its workers take the runs of a sweep, or the models of a single run
+  --scheduler ADDR  a Dask scheduler: its workers take the runs of a sweep, one each; a single run stays on this machine
   --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with architecture and seed where given
   --from NOTEBOOK   start at this notebook (02 or 02_target_model); what comes before must be finished
   --only NOTEBOOK   run this notebook alone, or these: 02,03

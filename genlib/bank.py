@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from genlib import autodiff, cluster, dpsgd, guarded, models, privacy, results
+from genlib import autodiff, dpsgd, guarded, models, privacy, results
 from genlib import engine as fast
 from genlib.recipes import Recipe
 
@@ -87,8 +87,7 @@ def train(
 ):
     """Train one model for each row of `members` and return what every model says of every patient.
 
-    With `cache`, every finished model is kept, and what a killed run had finished is not trained again. Where the
-    environment variable GENLIB_SCHEDULER names a Dask scheduler, its workers train (`genlib.cluster`).
+    With `cache`, every finished model is kept, and what a killed run had finished is not trained again.
 
     Parameters
     ----------
@@ -180,11 +179,11 @@ def train(
     trainer = functools.partial(
         _trainer, engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep
     )
-    scheduler = os.environ.get(cluster.VARIABLE)
-    trained = cluster.spread(trainer, missing, scheduler) if scheduler and missing else trainer(missing)
     kind = "private " if recipes[0].privacy else ""
     bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
-    for m, answer in tqdm(trained, desc=bar, unit="model", total=len(missing), disable=not progress or not missing):
+    for m, answer in tqdm(
+        trainer(missing), desc=bar, unit="model", total=len(missing), disable=not progress or not missing
+    ):
         if not np.isfinite(answer["logits"]).all():
             raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
         if paths[m]:
@@ -372,7 +371,7 @@ def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets,
         return m, {"logits": logits, **{f"weights_{i}": w for i, w in enumerate(kept)}}
 
     # The compiled function leaves Python's lock alone, so threads are enough to use every core.
-    with concurrent.futures.ThreadPoolExecutor(cluster.threads()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(one, missing)
 
 

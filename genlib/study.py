@@ -17,7 +17,7 @@ import pandas as pd
 import papermill
 import yaml
 
-from genlib import cluster, cohorts, page, report, results, risk_card
+from genlib import cohorts, page, report, results, risk_card
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -98,7 +98,7 @@ def _options(arguments):
     parser.add_argument("--from", dest="start", help="notebook to start at")
     parser.add_argument("--only", help="notebooks to run alone, separated by commas")
     parser.add_argument("--sweep", help="YAML file of options with lists of values: many runs")
-    parser.add_argument("--scheduler", help="address of a Dask scheduler that has the workers")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler whose workers take the runs of a sweep")
     parser.add_argument(
         "--apart", choices=list(APART), help="run a notebook that needs no cohort: measure times, or show faults"
     )
@@ -408,13 +408,13 @@ def main(arguments=None):
     options = _options(arguments)
     os.chdir(ROOT)
     try:
+        if options.scheduler and (options.apart or not sweep.is_wanted(options)):
+            _fail("--scheduler spreads the runs of a sweep, and this is a single run; leave it out, or ask for several")
         if options.apart:
             run_apart(APART[options.apart], ROOT / "outputs" / (options.run or options.apart))
         elif sweep.is_wanted(options):
             sweep.run(options)
         else:
-            if options.scheduler:
-                os.environ[cluster.VARIABLE] = options.scheduler  # the notebooks' processes read it
             run(options)
     except (NotebookError, sweep.SweepError) as error:
         print(error, file=sys.stderr)

@@ -15,13 +15,17 @@ import pandas as pd
 import psutil
 import yaml
 
-from genlib import cluster, results, study
+from genlib import results, study
 
 # What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
 CORES_A_RUN = 2
 MEMORY_A_RUN = 4e9  # bytes
 LISTS = ("cohort", "architecture", "seed")
+PATIENCE = 30  # seconds to wait for a scheduler and its first worker
 FILE_OPTIONS = ("cohort", "label", "clinical", "panel", "architecture", "profile", "seed", "only", "start")
+
+# A worker that was started before a file changed goes on with what it had loaded.
+_LOADED = results.code_digest()
 
 
 class SweepError(RuntimeError):
@@ -137,7 +141,7 @@ def side_by_side(n_runs):
     >>> side_by_side(1)
     1
     """
-    cores = cluster.threads() // CORES_A_RUN
+    cores = len(os.sched_getaffinity(0)) // CORES_A_RUN
     memory = int(psutil.virtual_memory().available // MEMORY_A_RUN)
     return max(1, min(n_runs, cores, memory))
 
@@ -154,7 +158,8 @@ def run(options):
     Raises
     ------
     SweepError
-        At the end, when runs failed: names each with its notebook, cell and error.
+        When no worker is reached (`connect`); at the end, when runs failed: names each with its notebook, cell and
+        error.
     """
     runs = combinations(options)
     for one in runs:
@@ -165,7 +170,7 @@ def run(options):
     with _client(options.scheduler, len(runs)) as client:
         n_workers = len(client.scheduler_info()["workers"])
         print(f"{len(runs)} runs, {n_workers} at a time; their words are in outputs/RUN/log.txt", flush=True)
-        tasks = {client.submit(run_one, vars(one), results.code_digest(), pure=False): one for one in runs}
+        tasks = {client.submit(run_one, vars(one), version(), pure=False): one for one in runs}
         for task in distributed.as_completed(tasks, loop=client.loop):
             ended.append(_ended(task, tasks[task]))
             print(f"[{len(ended)}/{len(runs)}] {ended[-1]['run']}: {ended[-1]['outcome']}", flush=True)
@@ -186,7 +191,7 @@ def run(options):
 @contextlib.contextmanager
 def _client(scheduler, n_runs):
     if scheduler:
-        with cluster.connect(scheduler) as client:
+        with connect(scheduler) as client:
             yield client
         return
     n_workers = side_by_side(n_runs)
@@ -198,15 +203,79 @@ def _client(scheduler, n_runs):
             yield client
 
 
-def run_one(options, code):
+def connect(address):
+    """Reach a scheduler, and see that its workers have this very code. Those that join later are seen by `run_one`.
+
+    Parameters
+    ----------
+    address : str
+        As ``"tcp://10.0.0.7:8786"``. Dask sends Python objects and runs code: use a cluster that is yours, on a network
+        that you trust.
+
+    Returns
+    -------
+    distributed.Client
+
+    Raises
+    ------
+    SweepError
+        When nobody answers within 30 seconds, or there is no worker; when a worker has another genlib or other
+        packages.
+
+    Examples
+    --------
+    >>> connect("tcp://127.0.0.1:9")  # doctest: +SKIP
+    """
+    try:
+        client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SweepError(_nobody(address, error)) from error
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+        # A worker whose genlib is too old to know the question answers with an error, which is another version too.
+        versions = client.run(version, on_error="return")
+    except (OSError, TimeoutError, ValueError) as error:
+        client.close()
+        raise SweepError(_nobody(address, error)) from error
+    others = sorted(worker for worker, found in versions.items() if found != version())
+    if others:
+        client.close()
+        raise SweepError(
+            f"{len(others)} of {len(versions)} workers have another genlib or other packages than this machine: "
+            f"{', '.join(others[:3])}. Install the same checkout there, and start them anew"
+        )
+    return client
+
+
+def _nobody(address, error):
+    return (
+        f"no Dask scheduler with a worker at {address}: {error}. Start them with 'dask scheduler' and 'dask worker "
+        "ADDRESS', in this environment, or leave --scheduler out"
+    )
+
+
+def version():
+    """Name what numbers depend on beside options: genlib's code, as it was loaded and as it lies, and the packages.
+
+    Examples
+    --------
+    >>> version() == version()
+    True
+    """
+    packages = results.environment()["versions"]
+    # Another patch of Python 3.11 computes the same.
+    return _LOADED, results.code_digest(), {name: found for name, found in packages.items() if name != "python"}
+
+
+def run_one(options, wanted):
     """Do one run in this process, its words in ``log.txt`` of its folder.
 
     Parameters
     ----------
     options : dict
         The command line's options, one value each.
-    code : str
-        Digest of the code that the sweep was begun with.
+    wanted : tuple
+        `version` of the command. It is asked for in every run: a worker may have joined after `connect` looked.
 
     Returns
     -------
@@ -215,11 +284,14 @@ def run_one(options, code):
 
     Examples
     --------
-    >>> run_one({}, "other code")[:36]
+    >>> run_one({}, ("other code",))[:36]
     'this worker has another genlib than '
     """
-    if results.code_digest() != code:
-        return f"this worker has another genlib than the sweep was begun with; install the same on {platform.node()}"
+    if version() != wanted:
+        return (
+            "this worker has another genlib than the sweep was begun with, or other packages; install the same on "
+            f"{platform.node()}, and start its workers anew"
+        )
     os.chdir(study.ROOT)
     one = study.argparse.Namespace(**options)
     folder = study.folder_of(one)

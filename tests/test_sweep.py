@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import distributed
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,7 +79,7 @@ def test_runs_at_a_time_follow_cores_and_memory(monkeypatch):
         available = 9e9
 
     monkeypatch.setattr(sweep.psutil, "virtual_memory", Memory)
-    monkeypatch.setattr(sweep.cluster, "threads", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
     assert sweep.side_by_side(10) == 2  # 4 GB each
     Memory.available = 1e12
     assert sweep.side_by_side(100) == 32
@@ -127,10 +128,10 @@ def test_one_run_says_what_went_wrong_and_keeps_its_words(tmp_path, monkeypatch)
         raise study.NotebookError("02 failed in cell 3")
 
     monkeypatch.setattr(sweep.study, "run", fail)
-    assert sweep.run_one(vars(options()), results.code_digest()) == "02 failed in cell 3"
+    assert sweep.run_one(vars(options()), sweep.version()) == "02 failed in cell 3"
     assert "words of the run\n02 failed in cell 3" in (tmp_path / "log.txt").read_text()
     monkeypatch.setattr(sweep.study, "run", lambda _: None)
-    assert sweep.run_one(vars(options()), results.code_digest()) == ""
+    assert sweep.run_one(vars(options()), sweep.version()) == ""
 
 
 def test_a_run_that_left_nothing_here_is_not_called_finished(tmp_path, monkeypatch):
@@ -149,3 +150,79 @@ def test_a_run_that_left_nothing_here_is_not_called_finished(tmp_path, monkeypat
             raise RuntimeError("the last worker died")
 
     assert "the last worker died" in sweep._ended(Dead(), options())["outcome"]
+
+
+def test_where_nobody_answers_it_says_how_to_start_them(monkeypatch):
+    monkeypatch.setattr(sweep, "PATIENCE", 1)
+    with pytest.raises(sweep.SweepError, match="dask scheduler.*leave --scheduler out"):
+        sweep.connect("tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("words", [["--seed", "1"], ["--apart", "cost"]])
+def test_a_single_run_is_not_spread_and_says_so_in_one_line(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study.main(["--profile", "smoke", "--scheduler", "tcp://127.0.0.1:9", *words])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == ""
+    assert "spreads the runs of a sweep" in said.err and len(said.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", ["code", "loaded", "packages"])
+def test_a_run_is_refused_where_code_or_packages_differ(monkeypatch, what):
+    wanted = sweep.version()
+    monkeypatch.setattr(study, "run", lambda _: pytest.fail("the run was begun"))
+    if what == "code":
+        monkeypatch.setattr(results, "code_digest", lambda *_: "other")
+    elif what == "loaded":
+        monkeypatch.setattr(sweep, "_LOADED", "other")
+    else:
+        monkeypatch.setattr(results, "environment", lambda: {"versions": {"numpy": "0"}})
+    said = sweep.run_one(vars(options()), wanted)
+    assert "this worker has another genlib" in said and len(said.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address=":0", silence_logs=50
+    ) as local:
+        yield local
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("workers")
+def test_a_worker_with_other_code_is_refused_at_the_start(workers, monkeypatch):
+    monkeypatch.setattr(results, "code_digest", lambda *_: "other")
+    with pytest.raises(sweep.SweepError, match="1 of 1 workers have another genlib"):
+        sweep.connect(workers.scheduler_address)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("workers")
+def test_a_worker_with_other_code_that_joins_later_runs_nothing(workers, tmp_path):
+    shutil.copytree(study.ROOT / "genlib", tmp_path / "genlib")
+    with open(tmp_path / "genlib" / "audit.py", "a") as changed:
+        changed.write("# changed")
+    with sweep.connect(workers.scheduler_address) as client:
+        (first,) = client.scheduler_info()["workers"]
+        words = [sys.executable, "-m", "distributed.cli.dask_worker", workers.scheduler_address, "--no-dashboard"]
+        late = subprocess.Popen(
+            [*words, "--no-nanny", "--nthreads", "1", "--local-directory", str(tmp_path / "scratch")],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            client.wait_for_workers(2, timeout=300)
+            (other,) = set(client.scheduler_info()["workers"]) - {first}
+            # Would the run be begun, it would ask for a folder of this name.
+            run = vars(options("--run", "must-not-be", "--only", "01"))
+            said = client.submit(sweep.run_one, run, sweep.version(), workers=[other], pure=False).result(timeout=300)
+            assert said.startswith("this worker has another genlib") and len(said.splitlines()) == 1
+            found = client.run(lambda: __import__("genlib").__file__, workers=[other])[other]
+            assert found == str(tmp_path / "genlib" / "__init__.py")
+            assert not (tmp_path / "outputs").exists() and not (study.ROOT / "outputs" / "must-not-be").exists()
+            with pytest.raises(sweep.SweepError, match="1 of 2 workers have another genlib"):
+                sweep.connect(workers.scheduler_address)
+        finally:
+            late.terminate()
+            late.wait()
