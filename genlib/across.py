@@ -283,7 +283,8 @@ def agreement(found):
             }
             rows.append({"setting": setting, **counts, **changes, "worst change of accuracy": part["worth"].min()})
     table = pd.DataFrame(rows, columns=["setting", *VERDICTS, *AGREEMENT])
-    return table.sort_values([*VERDICTS[:1], "smallest change of AUC"], ascending=[False, True], ignore_index=True)
+    order = [*VERDICTS[:1], "smallest change of AUC", "setting"]
+    return table.sort_values(order, ascending=[False, True, True], ignore_index=True)
 
 
 VERDICTS = ["lowers", "no difference", "raises"]

@@ -558,8 +558,8 @@ def absences(members, n_parts, n_absent, seed):
     >>> absences(np.ones((1, 3), bool), n_parts=5, n_absent=2, seed=0).sum(axis=1)
     array([[2, 2, 2]])
     """
-    order = np.random.default_rng([seed, 22]).random((len(members), n_parts, members.shape[1])).argsort(axis=1)
-    return order < n_absent
+    drawn = np.random.default_rng([seed, 22]).random((len(members), n_parts, members.shape[1]))
+    return drawn.argsort(axis=1, kind="stable") < n_absent
 
 
 def _logs(probability):

@@ -65,7 +65,9 @@ def view(table, tolerance, group=EVERYBODY, defense=EVERY_DEFENSE):
     if defense != EVERY_DEFENSE:
         points = points[families == defense].copy()
         rows = rows.merge(points[["setting", "from notebook"]])
-    points["labeled"] = points.index.isin(points[points["frontier"]].nlargest(NAMED, "x").index)
+    # Ties are broken as in the decision table, so that the settings with a name are the first rows that pass.
+    first = points[points["frontier"]].sort_values(["x", "setting", "from notebook"], ascending=[False, True, True])
+    points["labeled"] = points.index.isin(first.index[:NAMED])
     whose = "" if everybody else f" of {group}"
     figure = plots.trade_off_points(
         points, "family", "label", f"{worth}{whose} on held-out patients (0 to 1)",

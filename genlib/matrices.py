@@ -362,7 +362,9 @@ def _patients(path, values, chosen, patient, label, several, done):
             "pass several='first'"
         )
     done.append(f"samples of the same patient are averaged ({extra} merged)")
-    place = np.argsort(np.argsort(first))  # patients stay in the order of their first samples
+    place = np.argsort(
+        np.argsort(first, kind="stable"), kind="stable"
+    )  # patients stay in the order of their first samples
     mean = np.zeros((len(order), values.shape[1]), np.float64)
     np.add.at(mean, place[inverse], values)
     return (mean / np.bincount(place[inverse])[:, None]).astype(np.float32), chosen.iloc[np.sort(first)]

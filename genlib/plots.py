@@ -232,7 +232,7 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
         axes.axhline(chance, color="0.6", lw=0.8)
         axes.annotate("chance", (1.0, chance), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
     for i, value in enumerate(hues):
-        part, one = table[table[hue] == value].sort_values("epsilon"), look(hues)[value]
+        part, one = table[table[hue] == value].sort_values("epsilon", kind="stable"), look(hues)[value]
         spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
         shifted = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2)
         axes.errorbar(shifted, part["estimate"], yerr=spread, capsize=2, ms=4, lw=1.2, label=f"{value}, DP-SGD", **one)
@@ -304,7 +304,7 @@ def _crosses(axes, part, one, faint):
 def _labels_beside(axes, points, label):
     """Write labels right of the axes, in the order of their points' heights, each with a thin line to its point."""
     low, high = axes.get_ylim()
-    points = points.sort_values(["y", "x"])
+    points = points.sort_values(["y", "x", label])
     thin = {"arrowstyle": "-", "color": "0.55", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
     gap = min(0.042, 1 / max(1, len(points)))
     heights = []

@@ -396,7 +396,9 @@ def decision_table(table, tolerance, rarest, metric="TPR at FPR 0.01"):
         rows.append({**row, "passes": _verdict(found, tolerance, setting.shared), "worth": worth["estimate"]})
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).sort_values("worth", ascending=False, ignore_index=True).drop(columns="worth")
+    # By name among equals: how pandas orders ties of one column depends on the processor.
+    order = ["worth", "setting", "from notebook"]
+    return pd.DataFrame(rows).sort_values(order, ascending=[False, True, True], ignore_index=True).drop(columns="worth")
 
 
 def _verdict(found, tolerance, shared):

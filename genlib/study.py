@@ -240,7 +240,7 @@ def _note_time(run_folder, notebook, seconds):
     path = run_folder / "timings.csv"
     before = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["notebook", "seconds"])
     row = pd.DataFrame({"notebook": [notebook], "seconds": [round(seconds, 1)]})
-    table = pd.concat([before[before["notebook"] != notebook], row]).sort_values("notebook")
+    table = pd.concat([before[before["notebook"] != notebook], row]).sort_values("notebook", kind="stable")
     with results.atomic_path(path) as part:
         table.to_csv(part, index=False)
 

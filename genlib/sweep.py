@@ -174,7 +174,7 @@ def run(options):
         for task in distributed.as_completed(tasks, loop=client.loop):
             ended.append(_ended(task, tasks[task]))
             print(f"[{len(ended)}/{len(runs)}] {ended[-1]['run']}: {ended[-1]['outcome']}", flush=True)
-    table = pd.DataFrame(ended).sort_values("run")
+    table = pd.DataFrame(ended).sort_values("run", kind="stable")
     with results.atomic_path(folder / "sweep.csv") as part:
         table.to_csv(part, index=False)
     failed = table[~table["finished"]]
