@@ -226,6 +226,9 @@ def _run_one(notebook, chosen, run_folder, fingerprint):
         parameters_for(notebook, chosen),
         cwd=NOTEBOOKS,
         progress_bar={"desc": notebook, "leave": False} if sys.stderr.isatty() else False,
+        # On a busy machine a kernel may take more than a minute to begin, and its last words more than four seconds.
+        start_timeout=900,
+        iopub_timeout=900,
         # The kernel warns about its loopback socket on every start and about being interrupted at its end. What
         # TensorFlow's C++ logs says nothing to a reader of the notebook.
         extra_arguments=["--IPKernelApp.log_level=CRITICAL", "--IPKernelApp.capture_fd_output=False"],

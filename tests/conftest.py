@@ -1,8 +1,15 @@
 """What several files of tests share."""
 
+import hypothesis
 import pytest
 
 from genlib import study
+
+# The same examples on every machine, however long one of them takes there.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

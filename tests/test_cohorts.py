@@ -544,7 +544,7 @@ class TestBreastCancer:
         command = [sys.executable, "-c", "from genlib import cohorts; print(cohorts.load('tcga-brca'))"]
         both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
         for process in both:
-            said, complaint = process.communicate(timeout=250)
+            said, complaint = process.communicate(timeout=900)
             assert process.returncode == 0, complaint
             assert said.strip() == repr(brca)
         assert not list(cache.glob("download-*"))
