@@ -345,8 +345,8 @@ def environment():
     Returns
     -------
     dict
-        ``versions`` of Python and the packages, ``platform``, ``processors``, ``git_commit`` (None outside a
-        checkout; ends in ``+changes`` when files differ from it) and ``time``.
+        ``versions`` of Python and the packages, ``platform``, ``processors`` (how many), ``processor`` (of what kind),
+        ``git_commit`` (None outside a checkout; ends in ``+changes`` when files differ from it) and ``time``.
 
     Examples
     --------
@@ -362,9 +362,24 @@ def environment():
         "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "processor": _processor(),
         "git_commit": _git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _processor():
+    """Kind of processor: NumPy, OpenBLAS and TensorFlow choose their loops by it, and these round otherwise."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.machine()
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    wide = [
+        name for name in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if name in found.get("flags", "").split()
+    ]
+    words = [found[name] for name in ("vendor_id", "cpu family", "model") if name in found]
+    return " ".join([platform.machine(), *words, *wide])
 
 
 def _git_commit():

@@ -48,3 +48,12 @@ def test_rows_that_are_missing_or_added_are_named():
     assert verify.compare(more, REFERENCE, same_platform=False)["why"].tolist() == ["added"]
     twice = pd.concat([REFERENCE, REFERENCE.iloc[[0]]])
     assert verify.compare(twice, REFERENCE, same_platform=False)["why"].tolist() == ["added"]
+
+
+def test_another_kind_of_processor_is_another_platform():
+    here = results.environment()
+    assert verify.same_platform(here, {**here, "time": "another", "git_commit": "another"})
+    for word in ("platform", "versions", "processors", "processor"):
+        assert not verify.same_platform(here, {**here, word: "another"})
+    # An older run did not say what its processor was.
+    assert not verify.same_platform(here, {name: value for name, value in here.items() if name != "processor"})
