@@ -1,53 +1,602 @@
 """Many models at once: each trains on its own members and says what it thinks of every patient.
 
-A bank is all that attacks and metrics ever see: ``logits[m, i, :]`` and ``members[m, i]``.
+`train` takes an ordinary compiled Keras model and trains M of it. A bank is all that attacks and metrics ever see:
+``logits[m, i, :]`` and ``members[m, i]``, and of the weights ``inside[m, i, :]`` and ``further``.
+
+With fewer patients than genes, a first dense layer that SGD trains never leaves the span of its start and its members,
+so it trains on inner products of patients, at a cost that does not depend on the genes. It is the same training in
+other coordinates; the tests hold it to plain Keras.
 """
 
+import collections
 import concurrent.futures
+import copy
 import dataclasses
 import functools
-import gc
+import inspect
+import json
 import os
 import pathlib
+import threading
 
 import numpy as np
+import scipy.linalg
+import scipy.stats
 import tensorflow as tf
+import threadpoolctl
+from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
-from genlib import autodiff, dpsgd, guarded, models, privacy, results
-from genlib import engine as fast
-from genlib.recipes import Recipe
+from genlib import layers, networks, results
 
-# What a model's logits depend on beside their inputs; a change of this code makes the cache start afresh.
-CODE = ("autodiff", "bank", "dpsgd", "engine", "guarded", "models", "privacy", "recipes")
+K = tf.keras
+try:
+    # Models go side by side, a few a thread; one product spread over threads is slower, and not repeatable bit by bit.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+except RuntimeError:
+    print("TensorFlow had been started before genlib.bank was imported: the bank is slower, and last bits may differ")
+
+# What a model's logits depend on beside its inputs; a change of this code makes the cache start afresh.
+CODE = ("bank", "layers", "networks")
+CHUNK = 8  # models of one call on a processor
+MEMORY = 2**29  # bytes that the models of one call may take on a processor, 2**33 on a GPU
+NOISE = 2**24  # numbers of noise that one call holds
+PADDING_QUANTILE = 0.999999  # Poisson batches are padded to this quantile of their size
+ATTACKER, ATTACKER_RATE = (64, 32), 0.01  # of adversarial regularization
 
 
-def _batches(x, y, rows, sizes):
-    # Gathered inside TensorFlow: a Python generator of batches takes twice the time of the training itself.
-    x, y = tf.constant(x), tf.constant(y)
-    steps = tf.data.Dataset.from_tensor_slices((rows, sizes))
-    return steps.map(lambda row, size: (tf.gather(x, row[:size]), tf.gather(y, row[:size])))
+@dataclasses.dataclass(frozen=True)
+class Clustering:
+    """DeepType's second phase: rounds of K-means on the representation, each followed by steps that draw it together.
+
+    Attributes
+    ----------
+    weight : float
+        Of the squared distance to a patient's center, relative to the loss.
+    n_clusters, rounds, epochs : int
+        Clusters; rounds; epochs of each round.
+    """
+
+    weight: float
+    n_clusters: int
+    rounds: int
+    epochs: int
 
 
-LARGE = 1000  # genes from which on a reader would expect row space; nobody does of a panel
-ENGINES = ("auto", "row-space", "genes", "keras")
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a bank of M models gives away of n patients (and q query rows behind them).
+
+    Attributes
+    ----------
+    logits : numpy.ndarray
+        (M, n + q, k) float32.
+    inside : numpy.ndarray or None
+        (M, n + q, h) products of the features with the first kernel, without bias; None where no dense layer is first.
+    further : list of numpy.ndarray or None
+        The weights behind `inside` in Keras' order, from the first bias on, each with a leading axis M.
+    model : callable
+        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share. Trained again, bit for bit.
+    """
+
+    logits: np.ndarray
+    inside: np.ndarray | None
+    further: list | None
+    model: callable
 
 
-def choose_engine(recipe, n_rows, n_features):
-    """Name the engine that ``engine="auto"`` takes: the fastest one that is exact for this recipe.
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """All that a bank's training depends on, checked."""
 
-    ``"row-space"``: compiled, on inner products of patients; pays where there are fewer rows than features, also with
-    thousands of patients, since the inner products are computed once for all models.
-    ``"genes"``: compiled, on the features themselves; the only exact one for Adam, sparsity and convolutions.
-    ``"keras"``: one Keras ``fit`` a model, for early stopping; with privacy it is TF-Privacy's DP-SGD, which is never
-    chosen by itself.
+    model: K.Model
+    x: np.ndarray
+    labels: np.ndarray
+    members: np.ndarray
+    epochs: int
+    batch_size: int | None
+    seed: int | None
+    targets: np.ndarray | None = None
+    mixup: float = 0.0
+    class_weight: np.ndarray | None = None
+    start: list | None = None
+    clustering: Clustering | None = None
+    adversary: tuple | None = None
+    plan: object = None
+    center: object = None
+    average: float = 0.0
+    form: str = "alone"
+
+    @functools.cached_property
+    def most(self):
+        """Members of the model that has most of them."""
+        return int(self.members.sum(axis=1).max())
+
+    @functools.cached_property
+    def n_classes(self):
+        """Width of the model's answers."""
+        return self.model.output_shape[-1]
+
+    @functools.cached_property
+    def loss(self):
+        """Loss of the model, and how it takes its targets."""
+        return _loss_of(self)
+
+    @functools.cached_property
+    def inner(self):
+        """(R, R) inner products of all rows."""
+        return self.x @ self.x.T
+
+    @functools.cached_property
+    def coordinates(self):
+        """(R, r) rows in their own span."""
+        return factor(self.inner).astype(self.x.dtype)
+
+    @functools.cached_property
+    def on_device(self):
+        """The rows as one tensor that all models share."""
+        return tf.constant(self.x)
+
+
+def train(
+    model,
+    x,
+    labels,
+    members,
+    *,
+    epochs,
+    batch_size,
+    seed,
+    queries=None,
+    targets=None,
+    mixup=0.0,
+    class_weight=None,
+    start=None,
+    clustering=None,
+    adversary=None,
+    privacy=None,
+    n=None,
+    center=None,
+    average=0.0,
+    fault=None,
+    cache=None,
+    progress=True,
+):
+    """Train one model for each row of `members` and return what every model says of every patient.
+
+    Any compiled Keras model is trained as Keras would train it. With dense layers it trains in the span of its members
+    (SGD) or side by side on features (Adam, sparsity); any other network takes its turn alone, which is said.
 
     Parameters
     ----------
-    recipe : genlib.recipes.Recipe
-    n_rows : int
-        Patients and query rows.
-    n_features : int
+    model : tf.keras.Model
+        Compiled; (n, d) features to (n, k) logits, or to probabilities of a softmax, whose logarithms are then the
+        logits. It is the blueprint, and stays as it is: each model draws a start of its own by its initializers.
+    x : numpy.ndarray
+        (n, d), all patients.
+    labels : numpy.ndarray
+        (n,) int, classes from 0 to k - 1.
+    members : numpy.ndarray
+        (M, n) bool; row m says who trains model m.
+    epochs : int
+    batch_size : int or None
+        Largest batch; None takes all members in every step. An epoch is cut into batches of nearly equal size, as many
+        for all models.
+    seed : int or None
+        Model m draws its start, batches, masks and noise from (seed, m); None draws from the operating system.
+    queries : numpy.ndarray, optional
+        (q, d) further rows whose logits are wanted, as second samples of the patients.
+    targets : numpy.ndarray, optional
+        (M, n, k) soft targets to learn from instead of the labels; rows add up to 1.
+    mixup : float
+        Parameter of the beta distribution by which the patients of a batch are mixed in pairs; 0 for none.
+    class_weight : sequence of float, optional
+        (k,) weight of each class's loss.
+    start : list of numpy.ndarray, optional
+        Weights on features, in Keras' order, that all models start from.
+    clustering : Clustering, optional
+    adversary : (float, numpy.ndarray), optional
+        How much the model resists an attacker who learns beside it, and (n,) bool, patients in no model who stand for
+        non-members (adversarial regularization).
+    privacy : genlib.privacy.Privacy, optional
+        Train by DP-SGD under this guarantee.
+    n : int, optional
+        Nominal number of members of private models: sampling, noise and rate follow it, not the members drawn.
+    center : genlib.privacy.Center, optional
+        How private models with a noisy mean center their features.
+    average : float
+        Share of the last private steps whose weights are averaged.
+    fault : str, optional
+        Name in `genlib.privacy.FAULTS`: break private training on purpose, to show that an audit notices.
+    cache : path-like, optional
+        Folder for finished models; what a killed run had finished is not trained again.
+    progress : bool
+        Show a progress bar with the time left.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree, a private model cannot be trained as promised, or training diverges; names the value and
+        the way out.
+
+    References
+    ----------
+    Mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018. Clustering: Chen et al., Bioinformatics 36(5), 2020. Adversary:
+    Nasr, Shokri, Houmansadr, CCS 2018, algorithm 1. DP-SGD: Abadi et al., CCS 2016, algorithm 1.
+
+    Examples
+    --------
+    >>> from genlib import membership, networks
+    >>> labels = np.arange(40) % 2
+    >>> x = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    >>> members = membership.paired_halves(labels, n_models=2, seed=0)
+    >>> model = networks.mlp(60, 2, hidden=(8,))
+    >>> trained = train(model, x, labels, members, epochs=2, batch_size=10, seed=0, progress=False)
+    >>> trained.logits.shape, trained.inside.shape
+    ((2, 40, 2), (2, 40, 8))
+    """
+    options = {
+        "targets": targets, "mixup": mixup, "class_weight": class_weight, "start": start, "clustering": clustering,
+        "adversary": adversary, "privacy": privacy, "n": n, "center": center, "average": average, "fault": fault,
+    }  # fmt: skip
+    rows = x if queries is None else np.vstack([x, queries])
+    job = _job(model, rows, labels, members, epochs=epochs, batch_size=batch_size, seed=seed, **options)
+    paths = _paths(job, cache)
+    stored = {m: results.load_arrays(path) if path else None for m, path in enumerate(paths)}
+    missing = [m for m in stored if stored[m] is None]
+    bar = f"training {len(missing)} {'private ' if privacy else ''}models"
+    for m, found in tqdm(_trained(job, missing), desc=bar, total=len(missing), disable=not progress or not missing):
+        if not np.isfinite(found["logits"]).all():
+            raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
+        if paths[m]:
+            results.save_arrays(paths[m], **found)
+        stored[m] = found
+    stacked = {name: np.stack([stored[m][name] for m in stored]) for name in stored[0]}
+    names = sorted((name for name in stacked if name.startswith("further_")), key=lambda name: int(name[8:]))
+    further = [stacked[name] for name in names] if "inside" in stacked else None
+    return Trained(stacked["logits"], stacked.get("inside"), further, functools.partial(_model_again, job))
+
+
+def fit(model, x, labels, members, m=0, **options):
+    """Train model m of a bank alone, and return it as an ordinary Keras model; `options` as in `train`.
+
+    Examples
+    --------
+    >>> from genlib import membership, networks
+    >>> labels, x = np.arange(40) % 2, np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    >>> members = membership.paired_halves(labels, n_models=2, seed=0)
+    >>> fit(networks.softmax(60, 2), x, labels, members, m=1, epochs=2, batch_size=None, seed=0).output_shape
+    (None, 2)
+    """
+    return _model_again(_job(model, x, labels, members, **options), m)
+
+
+def _job(model, x, labels, members, *, epochs, batch_size, seed, privacy=None, n=None, fault=None, **options):
+    """Check all that a training depends on, and choose its form."""
+    x = np.ascontiguousarray(x, K.backend.floatx())
+    if options.get("class_weight") is not None:
+        options["class_weight"] = np.asarray(options["class_weight"], x.dtype)
+    plan = _plan(privacy, n, epochs, batch_size, fault)
+    job = _Job(model, x, np.asarray(labels), np.asarray(members), epochs, batch_size, seed, plan=plan, **options)
+    _check(job)
+    return dataclasses.replace(job, form=_form(job))
+
+
+def _plan(privacy, n, epochs, batch_size, fault):
+    if privacy is None:
+        if fault:
+            raise ValueError(f"fault='{fault}' is planted in private training; give privacy too")
+        return None
+    if n is None:
+        raise ValueError("a private model needs n, the nominal number of members, since the drawn number is secret")
+    return privacy.mechanism(n, epochs, batch_size, fault)
+
+
+def _check(job):
+    x, labels, members = job.x, job.labels, job.members
+    if x.ndim != 2 or labels.ndim != 1 or len(x) < len(labels) or members.shape[1:] != labels.shape:
+        raise ValueError(
+            f"shapes disagree: x {x.shape}, labels {labels.shape}, members {members.shape}; they must be (n, d), (n,) "
+            "and (M, n)"
+        )
+    if members.dtype != bool or not members.any(axis=1).all():
+        raise ValueError("members must be bool, and every model needs at least one member")
+    if not np.isfinite(x).all():
+        raise ValueError("x holds missing or infinite values; see cohorts.load, which refuses them")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= job.n_classes:
+        raise ValueError(
+            f"labels from {labels.min()} to {labels.max()} ({labels.dtype}) for a model with {job.n_classes} outputs: "
+            "they must be whole numbers from 0 to k - 1, and the model needs k outputs"
+        )
+    if job.model.optimizer is None:
+        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
+    if job.model.input_shape[-1] != x.shape[1]:
+        raise ValueError(f"the model takes {job.model.input_shape[-1]} features, x has {x.shape[1]}")
+    if job.epochs < 1 or (job.batch_size is not None and job.batch_size < 1):
+        raise ValueError(f"epochs={job.epochs}, batch_size={job.batch_size}: must be whole numbers of at least 1")
+    if job.class_weight is not None and job.class_weight.shape != (job.n_classes,):
+        raise ValueError(f"{job.class_weight.size} class weights for {job.n_classes} classes; give one for each")
+    if job.targets is not None and (
+        job.targets.shape != (*members.shape, job.n_classes) or not np.allclose(job.targets.sum(axis=2), 1, atol=1e-4)
+    ):
+        raise ValueError(f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1")
+    if job.adversary and (members & job.adversary[1]).any():
+        raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
+    if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
+        raise ValueError(f"start has shapes {[w.shape for w in job.start]}; the model's are {[w.shape for w in job.model.get_weights()]}")
+
+
+# In which form a model trains.
+
+_said = set()
+
+
+def say(line):
+    """Print a line, once a process."""
+    if line not in _said:
+        _said.add(line)
+        print(line, flush=True)
+
+
+def _form(job):
+    """Choose "span", "features" or "alone"; what is slower than a reader would expect is said."""
+    reason = _why_alone(job)
+    if job.plan is not None:
+        _check_private(job, reason)
+    elif reason:
+        if job.clustering or job.adversary:
+            raise ValueError(f"{reason}: clustering and adversary are for networks of dense layers; leave them out")
+        say(f"{reason}: its models train one at a time, each about as long as in Keras' own fit")
+        return "alone"
+    fits = len(job.x) < job.x.shape[1] and job.center is None
+    return "span" if fits and _first_in_span(job.model) else "features"
+
+
+def _why_alone(job):
+    """Why models of this kind cannot train side by side, exactly; empty where they can."""
+    model, optimizer = job.model, job.model.optimizer
+    if type(model) not in (K.Sequential, K.Sequential.__bases__[0]) or len(model.inputs) != 1 or len(model.outputs) != 1:
+        return f"the model ({type(model).__name__}) is not a plain graph of layers with one input and one output"
+    if not (type(optimizer) in (K.optimizers.SGD, K.optimizers.Adam) or isinstance(optimizer, networks.RowAdam)):
+        return f"optimizer {type(optimizer).__name__}"
+    config = optimizer.get_config()
+    used = [name for name in ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema") if config.get(name)]
+    if used:
+        return f"optimizer {type(optimizer).__name__} with {', '.join(used)}"
+    if model.get_compile_config().get("loss_weights") is not None:
+        return "a model with loss_weights"
+    for layer in model.layers:
+        reason = _why_layer_alone(layer)
+        if reason:
+            return f"layer '{layer.name}' ({type(layer).__name__}) {reason}"
+    if len(model.losses) != sum(getattr(layer, f"{part}_regularizer", None) is not None for layer in model.layers for part in ("kernel", "bias")):
+        return "a layer that adds a loss of its own"
+    return "" if job.loss.stacks else f"loss {type(job.loss.function).__name__} is not taken patient by patient or batch by batch"
+
+
+def _why_layer_alone(layer):
+    kind = type(layer)
+    if kind is K.layers.InputLayer:
+        return "" if len(layer.output.shape) == 2 else "takes more than one row a patient"
+    if getattr(layer, "activity_regularizer", None) is not None or layer.compute_dtype != K.backend.floatx():
+        return "has an activity regularizer or a number type of its own"
+    if any(value is not None for node in layer.inbound_nodes for value in node.call_kwargs.values()):
+        return "is called with options"
+    if kind in (K.layers.Dense, K.layers.Conv1D):
+        regularizers = [layer.kernel_regularizer, layer.bias_regularizer]
+        constraints = [one for one in (layer.kernel_constraint, layer.bias_constraint) if one is not None]
+        if any(type(one) not in (type(None), K.regularizers.L1, K.regularizers.L2, K.regularizers.L1L2) for one in regularizers):
+            return "has a regularizer that may look at a whole kernel"
+        if any(not isinstance(one, (K.constraints.NonNeg, networks.Sparse)) for one in constraints):
+            return "has a constraint that looks at a whole kernel"
+    if kind is K.layers.Dense:
+        return "" if layer.input_spec.min_ndim == 2 and len(layer.input.shape) == 2 else "takes more than one row a patient"
+    if kind is K.layers.Conv1D:
+        plain = layer.dilation_rate == (1,) and layer.groups == 1 and layer.data_format == "channels_last"
+        fits = layer.strides == layer.kernel_size and layer.padding in ("same", "valid")
+        return "" if plain and fits else "moves by another step than its width"
+    if kind is K.layers.MaxPooling1D:
+        fits = layer.strides == layer.pool_size and layer.padding == "valid" and layer.data_format == "channels_last"
+        return "" if fits else "moves by another step than its width"
+    if kind is K.layers.Dropout:
+        return "" if layer.noise_shape is None else "has a noise_shape"
+    return "has weights, and is no dense layer" if layer.weights else ""
+
+
+def _first(model):
+    """The dense layer that alone takes the input, directly; None where there is no such layer."""
+    takers = [
+        layer for layer in model.layers if not isinstance(layer, K.layers.InputLayer)
+        for node in layer.inbound_nodes for given in tf.nest.flatten(node.input_tensors) if given is model.inputs[0]
+    ]  # fmt: skip
+    return takers[0] if len(takers) == 1 and type(takers[0]) is K.layers.Dense and len(takers[0].inbound_nodes) == 1 else None
+
+
+def _first_in_span(model):
+    first = _first(model)
+    others = [type(layer) for layer in model.layers if layer.weights]
+    return bool(
+        first and first.trainable and first.kernel_constraint is None and set(others) == {K.layers.Dense}
+        and type(first.kernel_regularizer) in (type(None), K.regularizers.L2) and type(model.optimizer) is K.optimizers.SGD
+    )  # fmt: skip
+
+
+def _check_private(job, reason):
+    """Refuse what DP-SGD cannot promise for, by name."""
+    model, way_out = job.model, "use dense layers with SGD, or leave privacy out"
+    if reason:
+        raise ValueError(f"{reason}: the gradient of each patient by itself is not known here; {way_out}")
+    for layer in model.layers:
+        known = type(layer) is K.layers.Dense and len(layer.inbound_nodes) == 1 and layer.kernel_constraint is None
+        if layer.weights and not known:
+            raise ValueError(f"layer '{layer.name}' ({type(layer).__name__}) is used twice, constrained or no dense layer; {way_out}")
+    if type(model.optimizer) is not K.optimizers.SGD:
+        raise ValueError(f"optimizer {type(model.optimizer).__name__}: private training takes SGD; {way_out}")
+    if job.mixup or job.adversary or job.clustering or job.targets is not None:
+        raise ValueError("mixup, adversary, clustering and soft targets use a patient twice, or are learned; leave them out")
+    if type(job.loss.function).__call__ is not K.losses.Loss.__call__:
+        raise ValueError(f"loss {type(job.loss.function).__name__} mixes the patients of a batch; take one of each patient")
+    moved = job.x[:3] + np.eye(3, 1, dtype=job.x.dtype)[: len(job.x[:3])]
+    if not np.allclose(model(job.x[:3])[1:], model(moved)[1:]):
+        raise ValueError(f"a layer of this model mixes the patients of a batch; {way_out}")
+
+
+# What Keras holds of a model: its loss, its start, its name.
+
+
+class _Function(K.losses.Loss):
+    """A loss given as a function."""
+
+    def __init__(self, function, **options):
+        super().__init__(**options)
+        self.call = function
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """A loss with Keras' reductions undone: the bank weighs patients itself."""
+
+    function: K.losses.Loss
+    integers: bool  # takes class numbers, not one-hot rows
+    smoothing: float  # taken into the targets
+    mean: bool  # of a batch, or its sum
+    stacks: bool  # gives each model of a bank what it would have alone
+
+
+def _loss_of(job):
+    given = job.model.loss
+    given = tf.nest.flatten(given)[0] if isinstance(given, (list, dict)) else given
+    found = K.losses.get(given)
+    found = found if isinstance(found, K.losses.Loss) else _Function(found)
+    name = getattr(given, "__name__", given) if not isinstance(given, K.losses.Loss) else ""
+    integers = isinstance(found, K.losses.SparseCategoricalCrossentropy) or name == "sparse_categorical_crossentropy"
+    smoothing, mean = 0.0, found.reduction not in (K.losses.Reduction.SUM, K.losses.Reduction.NONE)
+    soft = job.targets is not None or job.mixup or job.adversary
+    if integers and soft:
+        found, integers = K.losses.CategoricalCrossentropy(found.get_config().get("from_logits", False)), False
+    elif type(found) is K.losses.CategoricalCrossentropy:
+        config = found.get_config()
+        smoothing = config.pop("label_smoothing")
+        found = K.losses.CategoricalCrossentropy.from_config(config)
+    found = copy.copy(found)
+    found.reduction = K.losses.Reduction.SUM if job.plan is None else K.losses.Reduction.NONE
+    return _Loss(found, integers, smoothing, mean, _loss_stacks(found, integers, job.n_classes))
+
+
+def _loss_stacks(loss, integers, k):
+    """Whether two models' losses at once add up to each one's alone."""
+    rng, floatx = np.random.default_rng(0), K.backend.floatx()
+    answers, labels = rng.dirichlet(np.ones(k), (2, 3)).astype(floatx), rng.integers(0, k, (2, 3))
+    targets, weights = labels if integers else np.eye(k, dtype=floatx)[labels], np.full((2, 3), 1 / 3, floatx)
+    try:
+        both = np.sum(loss(targets, answers, sample_weight=weights))
+        return bool(np.isclose(both, sum(np.sum(loss(targets[m], answers[m], sample_weight=weights[m])) for m in (0, 1))))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+        return False
+
+
+def rng_of(seed, m, purpose):
+    """Random numbers of one model for one purpose; of the operating system where seed is None."""
+    return np.random.Generator(np.random.SFC64(None if seed is None else [seed, m, *np.atleast_1d(purpose)]))
+
+
+def _number(seed, m):
+    """One number for libraries from (seed, m)."""
+    return int(np.random.SeedSequence(None if seed is None else [seed, m, 5]).generate_state(1)[0]) >> 1
+
+
+def deviation(initializer, shape):
+    """Standard deviation of a Gaussian start around 0, 0 of a start from zeros; None of any other.
+
+    Examples
+    --------
+    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3)), deviation(K.initializers.GlorotUniform(), (8, 3))
+    (0.5, None)
+    """
+    if isinstance(initializer, K.initializers.Zeros):
+        return 0.0
+    if type(initializer) is K.initializers.RandomNormal and initializer.mean == 0:
+        return float(initializer.stddev)
+    if isinstance(initializer, K.initializers.VarianceScaling) and initializer.distribution == "untruncated_normal":
+        patch = int(np.prod(shape[:-2]))
+        fans = {"fan_in": patch * shape[-2], "fan_out": patch * shape[-1]} if len(shape) > 1 else dict.fromkeys(("fan_in", "fan_out"), shape[0])
+        fans["fan_avg"] = (fans["fan_in"] + fans["fan_out"]) / 2
+        return float(np.sqrt(initializer.scale / max(1.0, fans[initializer.mode])))
+    return None
+
+
+def _draw(initializer, shape, rng, rows=None):
+    """Draw a weight by its initializer; `rows` of a Gaussian one, where it is drawn in another basis."""
+    spread, floatx = deviation(initializer, shape), K.backend.floatx()
+    if spread is not None:
+        drawn = rng.standard_normal((rows or shape[0], *shape[1:]), dtype=np.float32) if spread else np.zeros((rows or shape[0], *shape[1:]))
+        return drawn.astype(floatx) * np.asarray(spread, floatx)
+    config = initializer.get_config()
+    if "seed" in config and config["seed"] is None:
+        config["seed"] = int(rng.integers(2**31))
+    return type(initializer).from_config(config)(shape, floatx).numpy()
+
+
+def _start(job, m, rank=None):
+    """Weights that model m starts from; the first kernel in a basis of `rank` rows where that has the same law."""
+    if job.start is not None:
+        return [np.asarray(w, job.x.dtype) for w in job.start]
+    drawn = []
+    for level, layer in enumerate(layer for layer in job.model.layers if layer.weights):
+        # A stream for each layer, so that the others do not depend on how the first is drawn.
+        rng = rng_of(job.seed, m, (10, level))
+        drawn.append(_draw(layer.kernel_initializer, layer.kernel.shape, rng, None if level else rank))
+        if layer.use_bias:
+            drawn.append(_draw(layer.bias_initializer, layer.bias.shape, rng))
+    return drawn
+
+
+def _describe(thing):
+    """Name what an object of Keras or of a user does: class, settings, and the source of what is not Keras' own."""
+    if isinstance(thing, (bool, int, float, str, type(None))):
+        return thing
+    if isinstance(thing, (list, tuple, set)):
+        return [_describe(one) for one in thing]
+    if isinstance(thing, dict):
+        return {str(name): _describe(one) for name, one in thing.items()}
+    if isinstance(thing, (np.ndarray, np.generic, tf.Variable, tf.Tensor)):
+        return results.digest(np.asarray(thing))
+    if inspect.isfunction(thing):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        return [thing.__qualname__, thing.__code__.co_code.hex(), [str(one) for one in thing.__code__.co_consts], _describe(cells)]
+    named = [f"{type(thing).__module__}.{type(thing).__qualname__}"]
+    if named[0].startswith(("keras.", "genlib.")):
+        return named + [_describe(thing.get_config())]
+    try:
+        named.append(inspect.getsource(type(thing)))
+    except (OSError, TypeError):
+        pass  # written in a session whose source is gone: its settings alone name it
+    return named + [_describe({name: one for name, one in vars(thing).items() if not name.startswith("_")})]
+
+
+def _without_strengths(config):
+    """A layer's configuration without what is a variable of a compiled network."""
+    if config["class_name"] == "Dropout" and "keras" in config["module"]:
+        config["config"]["rate"] = None
+    if config["class_name"] in ("Dense", "Conv1D"):
+        for part in ("kernel_regularizer", "bias_regularizer", "kernel_constraint"):
+            found = config["config"].get(part) or {}
+            if found.get("class_name") in ("L1", "L2", "Sparse"):
+                found["config"] = {name: found["config"][name] for name in ("by_row",) if name in found["config"]}
+
+
+def describe(model, strengths=True):
+    """Name a compiled model by all that its training depends on, whatever its layers happen to be called.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+    strengths : bool
+        False leaves out what differs between models that one compiled network can train.
 
     Returns
     -------
@@ -55,416 +604,775 @@ def choose_engine(recipe, n_rows, n_features):
 
     Examples
     --------
-    >>> from genlib.recipes import Recipe
-    >>> choose_engine(Recipe(), 769, 4388), choose_engine(Recipe(), 769, 50)
-    ('row-space', 'genes')
-    >>> choose_engine(Recipe(optimizer="adam"), 769, 4388)
-    'genes'
+    >>> describe(networks.mlp(4, 2)) == describe(networks.mlp(4, 2)) != describe(networks.mlp(4, 2, learning_rate=0.1))
+    True
     """
-    if recipe.patience:
-        return "keras"
-    return "row-space" if n_rows < n_features and autodiff.holds_in_row_space(recipe) else "genes"
-
-
-def train(
-    features,
-    labels,
-    members,
-    recipe,
-    seed,
-    *,
-    queries=None,
-    n=None,
-    reserved=None,
-    targets=None,
-    start=None,
-    center=None,
-    keep=(),
-    cache=None,
-    engine="auto",
-    fault=None,
-    progress=True,
-):
-    """Train one model for each row of `members` and return what every model says of every patient.
-
-    With `cache`, every finished model is kept, and what a killed run had finished is not trained again.
-
-    Parameters
-    ----------
-    features : numpy.ndarray
-        (n, d) float32, all patients.
-    labels : numpy.ndarray
-        (n,) int, classes from 0 to k - 1.
-    members : numpy.ndarray
-        (M, n) bool; row m says who trains model m.
-    recipe : genlib.recipes.Recipe or sequence of them
-        One for all models, or one a model; those of one bank may differ in learning rate, momentum, L2, dropout,
-        label smoothing, mixup and relax, and private ones in their privacy, batch size, epochs and averaging too.
-    seed : int
-        Model m draws its start, batches and dropout from (seed, m).
-    queries : numpy.ndarray, optional
-        (q, d) float32, further rows whose logits are wanted, as second samples of the patients.
-    n : int, optional
-        Nominal number of members, for private recipes: sampling, noise and rate follow it, not the members drawn.
-    reserved : numpy.ndarray, optional
-        (n,) bool, patients that are in no model; early stopping watches their loss.
-    targets : numpy.ndarray, optional
-        (M, n, k) soft targets to learn from instead of the labels, as for distillation; rows add up to 1.
-    start : list of numpy.ndarray, optional
-        Public weights that all models start from, in Keras' order and on all features; by default each draws its own.
-    center : genlib.dpsgd.Center, optional
-        How private recipes with a noisy mean center their features.
-    keep : sequence of int
-        Models whose weights to return too.
-    cache : path-like, optional
-        Folder for finished models.
-    engine : {"auto", "row-space", "genes", "keras"}
-        See `choose_engine`. An engine that is not exact for the recipe is refused.
-    fault : str, optional
-        Name in `genlib.dpsgd.FAULTS`: break private training on purpose, to show that an audit notices.
-    progress : bool
-        Show a progress bar with the time left.
-
-    Returns
-    -------
-    logits : numpy.ndarray
-        (M, n + q, k) float32.
-    kept : dict of int to list of numpy.ndarray
-        Weights of the models in `keep`, in Keras' order; only returned when `keep` is given.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree, a reserved patient is a member, the recipe asks for what cannot be done or an engine does
-        not hold for it, or training diverges; names the value and the way out.
-
-    Examples
-    --------
-    >>> from genlib import membership
-    >>> from genlib.recipes import Recipe
-    >>> labels = np.arange(40) % 2
-    >>> features = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
-    >>> members = membership.paired_halves(labels, n_models=2, seed=0)
-    >>> train(features, labels, members, Recipe("softmax", epochs=2), seed=0, progress=False).shape
-    (2, 40, 2)
-    """
-    features = np.ascontiguousarray(features, np.float32)
-    labels, members = np.asarray(labels), np.asarray(members)
-    rows = features if queries is None else np.vstack([features, np.asarray(queries, np.float32)])
-    recipes = [recipe] * len(members) if isinstance(recipe, Recipe) else list(recipe)
-    _check(features, labels, members, recipes, n, reserved)
-    _check_fault(fault, recipes)
-    _check_targets(targets, recipes, members, engine)
-    _check_center(recipes[0], center, start, rows.shape[1])
-    if center is not None and engine == "row-space":
-        raise ValueError("engine='row-space' with a center: what is subtracted lies outside of the members' span")
-    if center is not None and engine == "auto":
-        engine = "genes"  # what is subtracted lies outside of the members' span
-    unknown = sorted(set(keep) - set(range(len(members))))
-    if unknown:
-        raise ValueError(f"keep={unknown}: the models are numbered from 0 to {len(members) - 1}")
-    engine = _checked_engine(engine, recipes, rows)
-    if engine == "genes" and len(rows) >= rows.shape[1] >= LARGE and autodiff.holds_in_row_space(recipes[0]):
-        print(
-            f"{len(rows)} rows and {rows.shape[1]} genes: row space does not pay, so the bank trains on genes",
-            flush=True,
-        )
-    needed = recipes[0].patience or any(one.adversary for one in recipes)
-    held_out = np.asarray(reserved) if needed else None
-    moved = [center.lean, center.share, center.radius] if center else []
-    common = [rows, labels, n, engine, fault, *(start or []), *moved]
-    paths = _paths(cache, common, recipes, members, seed, held_out, targets)
-    stored = {m: _stored(path, m in keep) for m, path in enumerate(paths)}
-    missing = [m for m in stored if stored[m] is None]
-    trainer = functools.partial(
-        _trainer, engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep
-    )
-    kind = "private " if recipes[0].privacy else ""
-    bar = f"training {len(missing)} x {kind}{recipes[0].architecture} ({engine})"
-    for m, answer in tqdm(
-        trainer(missing), desc=bar, unit="model", total=len(missing), disable=not progress or not missing
-    ):
-        if not np.isfinite(answer["logits"]).all():
-            raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
-        if paths[m]:
-            results.save_arrays(paths[m], **answer)
-        stored[m] = answer
-    logits = np.stack([stored[m]["logits"] for m in range(len(members))])
-    kept = {m: [stored[m][f"weights_{i}"] for i in range(len(stored[m]) - 1)] for m in keep}
-    return (logits, kept) if len(keep) else logits
-
-
-def _paths(cache, common, recipes, members, seed, held_out, targets):
-    """Where each finished model is kept: a name made of all that it depends on."""
-    if cache is None:
-        return [None] * len(members)
-    common = results.digest(*common, results.code_digest(*CODE), tf.__version__)
-    watched = "none" if held_out is None else held_out
-    taught = ["labels"] * len(members) if targets is None else targets
-    keys = [
-        results.digest(common, recipes[m].digest(), members[m], [seed, m], watched, taught[m])
-        for m in range(len(members))
+    config, all_layers = json.loads(model.to_json()), list(model._flatten_layers())
+    optimizer, loss = _describe(model.optimizer), _describe(model.loss)
+    if not strengths:
+        for layer in config["config"].get("layers", []):
+            _without_strengths(layer)
+        optimizer[1] = {k: v for k, v in optimizer[1].items() if k != "learning_rate" or not isinstance(v, float)}
+        if type(model.loss) is K.losses.CategoricalCrossentropy:
+            loss[1].pop("label_smoothing")
+    own = [
+        [_describe(one) for _, one in sorted(vars(layer).items()) if _is_own(one)]
+        + ([] if type(layer).__module__.startswith("keras.") else [_describe(type(layer).call)])
+        for layer in all_layers
     ]
+    text = json.dumps([config, optimizer, loss, own], sort_keys=True)
+    for place, layer in enumerate(sorted(all_layers, key=lambda layer: -len(layer.name))):
+        text = text.replace(f'"{layer.name}"', f'"layer {place}"')
+    return text
+
+
+def _is_own(thing):
+    """Whether an attribute of a layer is a user's own function, constraint, regularizer or initializer."""
+    kinds = (K.constraints.Constraint, K.regularizers.Regularizer, K.initializers.Initializer)
+    module = getattr(thing if inspect.isfunction(thing) else type(thing), "__module__", "")
+    return (isinstance(thing, kinds) or inspect.isfunction(thing)) and not module.startswith(("keras.", "genlib."))
+
+
+def _paths(job, cache):
+    """Where each finished model is kept: a name made of all that it depends on."""
+    if cache is None or job.seed is None:
+        return [None] * len(job.members)
+    shared = [
+        job.x, job.labels, describe(job.model), job.epochs, job.batch_size or 0, job.mixup, job.average, job.most,
+        str(job.clustering), str(job.plan), str(job.adversary and job.adversary[0]), K.backend.floatx(), job.form,
+        tf.__version__, results.code_digest(*CODE),
+    ]  # fmt: skip
+    for part in (job.class_weight, job.adversary and job.adversary[1], job.center and job.center.lean):
+        shared.append("none" if part is None else part)
+    common = results.digest(*shared, str(job.center and (job.center.share, job.center.radius)), *(job.start or []))
+    taught = ["labels"] * len(job.members) if job.targets is None else job.targets
+    keys = [results.digest(common, job.members[m], [job.seed, m], taught[m]) for m in range(len(job.members))]
     return [pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
 
 
-def _stored(path, with_weights):
-    stored = results.load_arrays(path) if path else None
-    return None if stored and with_weights and "weights_0" not in stored else stored
+# What is random in a training, drawn as data.
 
 
-FREE = (
-    "momentum",
-    "l2",
-    "dropout",
-    "label_smoothing",
-    "confidence_penalty",
-    "mixup",
-    "relax",
-    "l1",
-    "group",
-    "adversary",
-)
+def draw_batches(n, epochs, per_epoch, seed):
+    """Draw who is in which step: every member once an epoch, in an order of its own.
 
-
-def _check(features, labels, members, recipes, n, reserved):
-    if features.ndim != 2 or labels.shape != features.shape[:1] or members.shape[1:] != labels.shape:
-        raise ValueError(
-            f"shapes disagree: features {features.shape}, labels {labels.shape}, members {members.shape}; they must be "
-            "(n, d), (n,) and (M, n)"
-        )
-    if members.dtype != bool or not members.any(axis=1).all():
-        raise ValueError("members must be bool, and every model needs at least one member")
-    if not np.isfinite(features).all():
-        raise ValueError("features hold missing or infinite values; see cohorts.load, which refuses them")
-    if reserved is not None and (members & reserved).any():
-        raise ValueError(f"{int((members & reserved).any(axis=0).sum())} reserved patients are members of a model")
-    for name in ("patience", "adversary"):
-        if any(getattr(one, name) for one in recipes) and (reserved is None or not reserved.any()):
-            raise ValueError(f"{name}={getattr(recipes[0], name)} needs reserved patients; see membership.reserve")
-    if recipes[0].privacy and n is None:
-        raise ValueError("a private recipe needs n, the nominal number of members, since the drawn number is secret")
-    if len(recipes) != len(members):
-        raise ValueError(f"{len(recipes)} recipes for {len(members)} models; give one for all, or one for each")
-    n_classes = int(labels.max()) + 1
-    if recipes[0].class_weights and len(recipes[0].class_weights) != n_classes:
-        raise ValueError(f"{len(recipes[0].class_weights)} class weights for {n_classes} classes; give one for each")
-    free = dict.fromkeys(FREE, 0.0) | {"learning_rate": 1.0}
-    if all(one.privacy for one in recipes):
-        if len({one.privacy.noisy_mean for one in recipes}) > 1:
-            raise ValueError("some recipes of this bank have a noisy mean and some have none; train them apart")
-        free |= {"privacy": recipes[0].privacy, "batch_size": None, "epochs": 1, "average": 0.0}
-    if len({dataclasses.replace(one, **free) for one in recipes}) > 1:
-        raise ValueError(f"the recipes of one bank may differ in {', '.join(free)} only; train the others apart")
-
-
-def _check_keras(recipes):
-    unknown = ("mixup", "relax", "confidence_penalty", "l1", "group", "adversary", "clustering")
-    asked = [name for name in unknown if any(getattr(one, name) for one in recipes)]
-    if asked:
-        raise ValueError(f"{', '.join(asked)}: for the study's own engines only; leave engine='keras' out")
-
-
-def _check_fault(fault, recipes):
-    if fault is None:
-        return
-    if fault not in dpsgd.FAULTS:
-        raise ValueError(f"fault='{fault}' is not known; choose one of {', '.join(dpsgd.FAULTS)}")
-    if recipes[0].privacy is None:
-        raise ValueError(f"fault='{fault}' is planted in private training; this recipe has privacy=None")
-
-
-def _check_targets(targets, recipes, members, engine):
-    if targets is None:
-        return
-    recipe = recipes[0]
-    if engine == "keras" or recipe.privacy or recipe.class_weights or recipe.patience:
-        raise ValueError(
-            "soft targets are for the study's own engines, without privacy, class weights and early stopping"
-        )
-    if targets.shape[:2] != members.shape or not np.allclose(targets.sum(axis=2), 1, atol=1e-4):
-        raise ValueError(
-            f"targets {targets.shape} for members {members.shape}: must be (M, n, k), and rows add up to 1"
-        )
-
-
-def _check_center(recipe, center, start, structure_rows):
-    wanted = bool(recipe.privacy and recipe.privacy.noisy_mean)
-    if wanted != (center is not None):
-        raise ValueError("a recipe with noisy_mean needs a center, and a center such a recipe; see signatures.center")
-    if start is not None and len(start[0]) != structure_rows:
-        raise ValueError(f"the start's first kernel has {len(start[0])} rows for {structure_rows} features")
-
-
-def _checked_engine(engine, recipes, rows):
-    if engine not in ENGINES:
-        raise ValueError(f"engine='{engine}' is not known; choose one of {', '.join(ENGINES)}")
-    chosen = choose_engine(recipes[0], *rows.shape)
-    if any(choose_engine(one, *rows.shape) != chosen for one in recipes):
-        raise ValueError("some recipes of this bank train in row space and some on genes; train them apart")
-    if engine == "auto":
-        return chosen
-    if chosen == "keras" != engine:
-        raise ValueError(f"engine='{engine}' is exact for a fixed number of epochs only; use engine='keras'")
-    if engine == "row-space" and not autodiff.holds_in_row_space(recipes[0]):
-        raise ValueError("engine='row-space' is not exact for Adam, sparsity and convolutions; use engine='genes'")
-    if engine == "row-space" and len(rows) >= rows.shape[1]:
-        raise ValueError(
-            f"engine='row-space' with {len(rows)} rows and {rows.shape[1]} features: there is no smaller space to "
-            "train in; use engine='genes'"
-        )
-    return engine
-
-
-def _number(seed, m):
-    """One number for TensorFlow from (seed, m)."""
-    return int(np.random.SeedSequence([seed, m, 5]).generate_state(1)[0]) >> 1
-
-
-def _trainer(engine, rows, labels, members, recipes, seed, n, held_out, targets, start, center, fault, keep, missing):
-    """Train the missing models, and give each as it is finished."""
-    if engine == "keras" and (fault or start is not None):
-        raise ValueError("a fault or a start of one's own is for the study's own engines; leave engine='keras' out")
-    if engine == "keras":
-        _check_keras(recipes)
-    if engine == "keras":
-        for m in missing:
-            yield m, _train_keras(rows, labels, members[m], recipes[m], (seed, m), n, held_out, m in keep)
-        return
-    if not missing:
-        return
-    patients = fast.prepare(rows, engine == "row-space")
-    n_classes = int(labels.max()) + 1
-    # One structure for the bank: a model without dropout goes through a dropout layer that drops nothing.
-    dropout = max(recipe.dropout for recipe in recipes)
-    structure = fast.structure_for(dataclasses.replace(recipes[0], dropout=dropout), rows.shape[1], n_classes)
-    most = int(members.sum(axis=1).max())
-    padded = (most, recipes[0].epochs * -(-most // (recipes[0].batch_size or most)))
-    first_rows = patients.coordinates.shape[1] if engine == "row-space" else None
-
-    if first_rows and any(autodiff.is_needed(recipes[m]) for m in keep):
-        raise ValueError("this recipe trains on patients' coordinates, which keeps no weights; use engine='genes'")
-    mechanisms = {recipes[m]: _mechanism(recipes[m], n, fault) for m in missing if recipes[m].privacy}
-
-    def private(m):
-        # One stream a model: start, batches, masks and noise of model m depend on (seed, m) alone.
-        rng = np.random.Generator(np.random.SFC64([seed, m, 14]))
-        return dpsgd.train_one(
-            patients, labels, members[m], recipes[m], mechanisms[recipes[m]], structure, rng, most, start, center
-        )
-
-    def plain(m):
-        batches = fast.draw_batches(int(members[m].sum()), recipes[m].epochs, recipes[m].batch_size, [seed, m, 6])
-        begun = fast.draw_start(structure, [seed, m], first_rows) if start is None else start
-        number = _number(seed, m)
-        taught = labels if targets is None else targets[m]
-        if autodiff.is_needed(recipes[m]):
-            inputs = patients.rows if first_rows is None else patients.coordinates
-            return autodiff.train_one(
-                inputs, taught, members[m], recipes[m], structure, batches, begun, number, padded, held_out
-            )
-        return fast.train_one(patients, taught, members[m], recipes[m], structure, batches, begun, number, padded)
-
-    def one(m):
-        logits, weights = private(m) if recipes[m].privacy else plain(m)
-        kept = weights() if m in keep else []
-        return m, {"logits": logits, **{f"weights_{i}": w for i, w in enumerate(kept)}}
-
-    # The compiled function leaves Python's lock alone, so threads are enough to use every core.
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(one, missing)
-
-
-def _mechanism(recipe, n, fault):
-    planned = privacy.mechanism(recipe, n)
-    return dpsgd.FAULTS[fault](planned) if fault else planned
-
-
-def _train_keras(rows, labels, members, recipe, seed, n, reserved, with_weights):
-    tf.keras.backend.clear_session()
-    gc.collect()  # Keras keeps graphs of finished models alive until their cycles are collected
-    number = _number(*seed)  # it also fixes the noise of a study run
-    tf.keras.utils.set_random_seed(number)
-    n_classes = int(labels.max()) + 1
-    features = rows[: len(labels)]
-    x, y = features[members], labels[members]
-    if recipe.privacy:
-        model = guarded.dp_model(recipe, rows.shape[1], n_classes, n, number)
-        model.fit(x, y, epochs=recipe.epochs, verbose=0)
-    else:
-        model = models.build(recipe, rows.shape[1], n_classes, number)
-        # The same start as the compiled engines draw on genes, so that the engines can be held to each other.
-        begun = fast.draw_start(fast.structure_of(model), seed)
-        model.set_weights([new.reshape(w.shape) for new, w in zip(begun, model.get_weights(), strict=True)])
-        model.compile(_optimizer(recipe), models.loss(recipe, n_classes))
-        rows_of, sizes = fast.draw_batches(len(x), recipe.epochs, recipe.batch_size, [*seed, 6])
-        batches = _batches(x, y, rows_of, sizes)
-        watched = None if reserved is None else (features[reserved], labels[reserved])
-        model.fit(
-            batches,
-            steps_per_epoch=len(sizes) // recipe.epochs,
-            epochs=recipe.epochs,
-            verbose=0,
-            validation_data=watched,
-            callbacks=_stop(recipe),
-            class_weight=dict(enumerate(recipe.class_weights)) if recipe.class_weights else None,
-        )
-    weights = model.get_weights() if with_weights else []
-    return {"logits": models.predict(model, rows), **{f"weights_{i}": w for i, w in enumerate(weights)}}
-
-
-def _optimizer(recipe):
-    if recipe.optimizer == "adam":
-        return tf.keras.optimizers.Adam(recipe.learning_rate)
-    return tf.keras.optimizers.SGD(recipe.learning_rate, recipe.momentum)
-
-
-class _KeepBest(tf.keras.callbacks.EarlyStopping):
-    """Early stopping that goes back to the best weights also where the epochs run out first, which Keras' does not."""
-
-    def on_train_end(self, logs=None):
-        super().on_train_end(logs)
-        if self.best_weights is not None:
-            self.model.set_weights(self.best_weights)
-
-
-def _stop(recipe):
-    return [_KeepBest(patience=recipe.patience, restore_best_weights=True)] if recipe.patience else []
-
-
-def rebuild(weights, recipe, n_features, n_classes):
-    """Put kept weights back into a Keras model, as to save it for release.
+    (Keras leaves a last batch of what remains: with 385 members and batches of 32 one patient makes a step of full
+    length.)
 
     Parameters
     ----------
-    weights : list of numpy.ndarray
-        From `train` with `keep`.
-    recipe : genlib.recipes.Recipe
-    n_features, n_classes : int
+    n : int
+        Number of members.
+    epochs, per_epoch : int
+        Epochs, and batches of nearly equal size in each.
+    seed : sequence of int, or None
 
     Returns
     -------
-    tf.keras.Model
-        A plain model, without anything of how it was trained.
-
-    Raises
-    ------
-    ValueError
-        When the recipe is private: see `genlib.privacy.release`.
+    rows : numpy.ndarray
+        (steps, width) int32, positions among the members.
+    sizes : numpy.ndarray
+        (steps,) int32, how many of a row count, from its beginning.
 
     Examples
     --------
-    >>> from genlib.recipes import Recipe
-    >>> weights = [np.ones((4, 2), np.float32), np.zeros(2, np.float32)]
-    >>> models.predict(rebuild(weights, Recipe("softmax"), 4, 2), np.ones((1, 4), np.float32))
-    array([[4., 4.]], dtype=float32)
+    >>> draw_batches(5, epochs=1, per_epoch=2, seed=[0])[1]
+    array([3, 2], dtype=int32)
     """
-    if recipe.privacy:
+    rng = np.random.default_rng(seed)
+    parts = [part for _ in range(epochs) for part in np.array_split(rng.permutation(n), per_epoch)]
+    return _padded(parts, -(-n // per_epoch))
+
+
+def _padded(parts, width):
+    sizes = np.array([len(part) for part in parts], np.int32)
+    rows = np.zeros((len(parts), max(width, sizes.max())), np.int32)
+    for row, part in zip(rows, parts, strict=True):
+        row[: len(part)] = part
+    return rows, sizes
+
+
+def draw_poisson(n, plan, rng):
+    """Draw batches by Poisson sampling: every member is in every batch with the plan's rate, by itself.
+
+    Parameters
+    ----------
+    n : int
+        Number of members.
+    plan : genlib.privacy.Mechanism
+        Its rate and steps; one whose `fresh_batches` is False repeats the first batch (a planted fault).
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    rows, sizes : numpy.ndarray
+        As `draw_batches`; none is cut, and a size of 0 is an empty batch.
+
+    Examples
+    --------
+    >>> from genlib.privacy import Mechanism
+    >>> rows, sizes = draw_poisson(1000, Mechanism(1.0, 1.0, 0.05, 5, 50.0), np.random.default_rng(0))
+    >>> rows.shape, bool(abs(sizes.mean() - 50) < 10)
+    ((5, 86), True)
+    """
+    if plan.rate >= 1:
+        return np.tile(np.arange(n, dtype=np.int32), (plan.steps, 1)), np.full(plan.steps, n, np.int32)
+    drawn = [np.flatnonzero(rng.random(n) < plan.rate) for _ in range(plan.steps if plan.fresh_batches else 1)]
+    drawn = drawn if plan.fresh_batches else drawn * plan.steps
+    return _padded(drawn, int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, plan.rate)))
+
+
+def _batches(job, m, n, seed=None):
+    """Positions among the n members, and sizes; all models take as many steps, in rows of one width."""
+    if job.plan is not None:
+        rows, sizes = draw_poisson(n, job.plan, rng_of(job.seed, m, 14))
+        width = job.most if job.plan.rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, job.plan.rate))
+    else:
+        per_epoch = -(-job.most // (job.batch_size or job.most))
+        rows, sizes = draw_batches(n, job.epochs, per_epoch, seed or (None if job.seed is None else [job.seed, m, 6]))
+        width = -(-job.most // per_epoch)
+    return np.pad(rows, ((0, 0), (0, max(0, width - rows.shape[1])))), sizes
+
+
+def _steps(job, m, space, masks_of, seed=None):
+    """All that the steps of model m need, each with a leading axis of steps; what only fills a row up weighs nothing."""
+    who = np.flatnonzero(job.members[m])
+    rows, sizes = _batches(job, m, len(who), seed)
+    counts = np.arange(rows.shape[1]) < sizes[:, None]
+    patients, shares = who[rows], np.ones((*rows.shape, 1), job.x.dtype)
+    rows = rows[..., None]
+    targets = _targets(job, m, patients)
+    weights = counts / np.maximum(sizes[:, None], 1) if job.loss.mean and job.plan is None else counts.astype(job.x.dtype)
+    if job.class_weight is not None:
+        named = job.targets is None
+        weights = weights * (job.class_weight[job.labels[patients]] if named else targets @ job.class_weight)
+    if job.mixup:
+        rng = np.random.default_rng([_number(job.seed, m), 23])
+        own = rng.beta(job.mixup, job.mixup, len(rows)).astype(job.x.dtype)[:, None, None]
+        other = np.tile(np.arange(rows.shape[1]), (len(rows), 1))
+        for partner, size in zip(other, sizes, strict=True):
+            partner[:size] = rng.permutation(size)
+        rows = np.concatenate([rows, np.take_along_axis(rows, other[..., None], 1)], axis=2)
+        shares = np.concatenate([own * shares, (1 - own) * shares], axis=2)
+        targets = own * targets + (1 - own) * np.take_along_axis(targets, other[..., None], 1)
+    rng = rng_of(job.seed, m, 15)
+    masks = [rng.random((*counts.shape, *shape), dtype=np.float32) >= rate for shape, rate in masks_of]
+    found = {"rows": space.places[rows].astype(np.int32), "shares": shares, "targets": targets, "masks": masks}
+    if job.adversary:
+        drawn = np.random.default_rng([_number(job.seed, m), 26]).integers(0, len(space.others), rows.shape[:2])
+        found["others"] = space.others[drawn][..., None].astype(np.int32)
+        found["others_targets"] = _targets(dataclasses.replace(job, targets=None), m, np.flatnonzero(job.adversary[1])[drawn])
+    return found | {"weights": weights.astype(job.x.dtype)}
+
+
+def _targets(job, m, patients):
+    """What is learned of each patient of each step."""
+    if job.targets is not None:
+        return job.targets[m].astype(job.x.dtype)[patients]
+    if job.loss.integers:
+        return job.labels[patients].astype(np.int32)
+    smooth = (1 - job.loss.smoothing) * np.eye(job.n_classes) + job.loss.smoothing / job.n_classes
+    return smooth.astype(job.x.dtype)[job.labels[patients]]
+
+
+# Where a model trains.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Space:
+    """How the first layer of one model sees patients while it trains, and how its kernel is read afterwards."""
+
+    table: np.ndarray  # rows that the steps draw from, (r, width)
+    places: np.ndarray  # where the members are in it
+    start: list  # weights, the first kernel as it begins there
+    inside: callable  # trained first kernel (and scale) to the products of all rows with it, (R, h)
+    on_features: callable  # the same to the kernel on features, (d, h)
+    others: np.ndarray = ()  # where the patients are whom an adversary knows
+    shift: np.ndarray | None = None  # what was subtracted from the features
+
+
+def _space(job, m):
+    if job.form == "span":
+        return _in_span(job, m) if job.plan is None else _in_members_span(job, m)
+    who, table, shift = np.flatnonzero(job.members[m]), job.on_device, None
+    others = np.flatnonzero(job.adversary[1]) if job.adversary else ()
+    if job.center is not None:
+        shift = job.center.offset(job.x[who], job.plan, rng_of(job.seed, m, 13)).astype(job.x.dtype)
+        table = job.x - shift
+    return _Space(table, who, _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel, others, shift)
+
+
+def _in_span(job, m):
+    """Inner products with the members, and what the start gives each row."""
+    who, first = np.flatnonzero(job.members[m]), _first(job.model)
+    filled = np.resize(who, job.most)  # whoever only pads is never drawn, and keeps a coefficient of 0
+    spread = deviation(first.kernel_initializer, first.kernel.shape) if job.start is None else None
+    start = _start(job, m, None if spread is None else job.coordinates.shape[1])
+    begun = (job.x if spread is None else job.coordinates) @ start[0]
+    known = np.flatnonzero(job.adversary[1]) if job.adversary else np.arange(0)
+    rows = np.concatenate([filled, known])
+    table = np.concatenate([job.inner[np.ix_(rows, filled)], begun[rows]], axis=1)
+
+    def on_features(kernel, scale):
+        whole = start[0] if spread is None else _on_features(job, m, begun, spread)
+        return scale * whole + job.x[who].T @ kernel[: len(who)]
+
+    return _Space(
+        table, np.arange(len(who)), [np.zeros((job.most, first.units), job.x.dtype), *start[1:]],
+        lambda kernel, scale: job.inner[:, filled] @ kernel + scale * begun, on_features, job.most + np.arange(len(known)),
+    )  # fmt: skip
+
+
+def _on_features(job, m, begun, spread):
+    """Complete a start that was drawn in the basis to one on features, isotropic also where no patient reaches."""
+    rng, shape = rng_of(job.seed, m, 11), (job.x.shape[1], begun.shape[1])
+    free = (rng.standard_normal(shape, dtype=np.float32) * np.float32(spread)).astype(job.x.dtype)
+    gap = (begun - job.x @ free).astype(np.float64)
+    found = np.linalg.lstsq(job.inner.astype(np.float64), gap, rcond=None)[0]
+    return free + (job.x.T @ found).astype(job.x.dtype)
+
+
+def factor(inner, scale=0.0):
+    """Split a matrix of inner products into coordinates: F with F F^T equal to it, and as few columns as that needs.
+
+    Parameters
+    ----------
+    inner : numpy.ndarray
+        (R, R), symmetric, no negative eigenvalues but by rounding.
+    scale : float
+        Largest square from which `inner` was computed, whose rounding fills no direction; by default its own.
+
+    Returns
+    -------
+    numpy.ndarray
+        (R, r) float64.
+
+    Examples
+    --------
+    >>> factor(np.ones((2, 2))).shape
+    (2, 1)
+    """
+    wide = inner.astype(np.float64)
+    slack = len(wide) * np.finfo(inner.dtype).eps
+    try:
+        lower = scipy.linalg.cholesky(wide, lower=True)
+        # A column that rounding alone fills is no direction of its own.
+        if np.diag(lower).min() ** 2 > slack * max(np.diag(wide).max(), scale):
+            return lower
+    except scipy.linalg.LinAlgError:
+        pass
+    # Repeated or dependent rows: the eigenvectors span the same space with fewer columns.
+    values, vectors = scipy.linalg.eigh(wide)
+    kept = values > max(values[-1], scale) * slack
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _in_members_span(job, m):
+    """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less of it.
+
+    What happens outside of that span cannot affect training. It is drawn at the end, with the variance that start and
+    noise would have gathered there; without it the weights would show who spans them.
+    """
+    who, dtype = np.flatnonzero(job.members[m]), job.x.dtype
+    others, inner = np.flatnonzero(~np.isin(np.arange(len(job.x)), who)), job.inner.astype(np.float64)
+    lower = factor(job.inner[np.ix_(who, who)])
+    if lower.shape[0] == lower.shape[1]:
+        axes_of = functools.partial(scipy.linalg.solve_triangular, lower, lower=True)
+    else:
+        axes_of = (lower / (lower**2).sum(axis=0)).T.__matmul__
+    everyone = axes_of(inner[who]).T  # least squares: coordinates of all rows
+    beyond = inner[np.ix_(others, others)] - everyone[others] @ everyone[others].T
+    residual = factor(beyond.astype(dtype), np.diag(inner).max()) if len(others) else np.zeros((0, 0))
+    rank, first, rng = lower.shape[1], _first(job.model), rng_of(job.seed, m, 17)
+    kept, gathered = outside_span(job.model, job.plan, job.average)
+    spread = deviation(first.kernel_initializer, first.kernel.shape) if job.start is None else None
+    start = _start(job, m, None if spread is None else job.most)
+    axes = functools.cache(lambda: axes_of(job.x[who].astype(np.float64)))
+    known = None if spread is not None else kept * start[0].astype(np.float64)  # what decay leaves of a start on features
+    if known is not None:
+        start[0] = np.pad(axes() @ start[0], ((0, job.most - rank), (0, 0)))
+    scale = gathered if known is not None else float(np.hypot(gathered, kept * spread))
+    outside = scale * rng.standard_normal((residual.shape[1], start[0].shape[1]))
+
+    def inside(kernel):
+        pre = everyone @ kernel[:rank].astype(np.float64)
+        pre[others] += residual @ outside
+        if known is not None:
+            pre[others] += job.x[others] @ known - everyone[others] @ (axes() @ known)
+        return pre.astype(dtype)
+
+    def on_features(kernel):
+        free = scale * rng.standard_normal((job.x.shape[1], kernel.shape[1]))
+        free -= axes().T @ (axes() @ free)
+        # The other rows have seen this noise already, along axes of their own: there it is what they saw.
+        seen = np.linalg.lstsq(residual, job.x[others].astype(np.float64) - everyone[others] @ axes(), rcond=None)[0]
+        free += seen.T @ (outside - seen @ free)
+        if known is not None:
+            free += known - axes().T @ (axes() @ known)
+        return (axes().T @ kernel[:rank] + free).astype(dtype)
+
+    table = np.pad(lower, ((0, job.most - len(who)), (0, job.most - rank))).astype(dtype)
+    return _Space(table, np.arange(len(who)), [start[0].astype(dtype), *start[1:]], inside, on_features)
+
+
+def outside_span(model, plan, average=0.0):
+    """What private training on features leaves in a first-layer weight outside of the members' span.
+
+    There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
+    averaging; a unit impulse of each tells how much of it is left at the end.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Compiled with SGD.
+    plan : genlib.privacy.Mechanism
+    average : float
+        Share of the last steps whose weights are averaged.
+
+    Returns
+    -------
+    kept : float
+        Share of the start that is left.
+    gathered : float
+        Standard deviation of the noise of all steps together.
+
+    Examples
+    --------
+    >>> from genlib.privacy import Mechanism
+    >>> plain = Mechanism(clip_norm=1.0, noise=5.0, rate=1.0, steps=100, divisor=10)
+    >>> kept, gathered = outside_span(networks.mlp(4, 2, learning_rate=0.1), plain)
+    >>> round(kept, 6), round(gathered, 6)
+    (1.0, 0.5)
+    """
+    optimizer, decay = model.optimizer.get_config(), float(getattr(_first(model).kernel_regularizer, "l2", 0.0))
+    rate, momentum = optimizer["learning_rate"], optimizer["momentum"]
+    averaged = max(1, round(average * plan.steps))
+    # Column 0: the start; column 1 + t: the noise of step t.
+    weight, speed, total = np.zeros(plan.steps + 1), np.zeros(plan.steps + 1), np.zeros(plan.steps + 1)
+    weight[0] = 1.0
+    for step in range(plan.steps):
+        gradient = 2 * decay * weight
+        gradient[1 + step] += 1.0
+        speed = momentum * speed - rate * gradient
+        weight = weight + (momentum * speed - rate * gradient if optimizer["nesterov"] else speed)
+        if step >= plan.steps - averaged:
+            total += weight / averaged
+    return float(total[0]), float(plan.noise / plan.divisor * np.sqrt((total[1:] ** 2).sum()))
+
+
+# Side by side.
+
+_pool, _lock = collections.OrderedDict(), threading.Lock()
+
+
+def threads():
+    """Count the threads that train: the cores this process may run on; one where a GPU does the work."""
+    return 1 if tf.config.list_physical_devices("GPU") else len(os.sched_getaffinity(0))
+
+
+def _chunk_size(job):
+    """Models of one call: few on a processor, as many as memory allows on a GPU."""
+    n_weights = sum(w.size for w in job.model.get_weights())
+    if job.form == "span":
+        units = _first(job.model).units
+        n_weights += job.most * (job.most + 2 * units) - job.x.shape[1] * units
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    fits = max(1, MEMORY * (16 if on_gpu else 1) // (16 * max(1, n_weights)))
+    return int(min(fits, -(-len(job.members) // threads()), len(job.members) if on_gpu else CHUNK))
+
+
+def _trained(job, missing, weights=False):
+    """Train the missing models, and give each as it is finished: its number, and arrays by name."""
+    if not missing:
+        return
+    work, size = (_train_alone, 1) if job.form == "alone" else (_train_chunk, _chunk_size(job))
+    pieces = [missing[i : i + size] for i in range(0, len(missing), size)]
+    # Made once, before threads ask for it.
+    made = [job.loss, job.on_device]
+    if job.form == "span":
+        made += [job.inner, job.coordinates if job.plan is None else None]
+    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads would
+    # be in their way, and share out a product as they are free: not the same bits each time.
+    with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads()) as pool:
+        for found in pool.map(lambda piece: work(job, piece, size, weights), pieces):
+            yield from found
+
+
+def _take(job, size, kind):
+    """A compiled bank for this job; those that are not in use are kept for the next strength of a defense."""
+    strength = job.adversary[0] if job.adversary else 0.0
+    key = (
+        describe(job.model, strengths=False), job.form, size, job.most if job.form == "span" else job.x.shape[1],
+        kind.__name__, job.plan is not None and job.plan.same_mask, job.average > 0, strength, job.loss.integers,
+        K.backend.floatx(),
+    )  # fmt: skip
+    with _lock:
+        bank = _pool[key].pop() if _pool.get(key) else _build(job, size, kind)
+        _configure(job, bank)
+    return key, bank
+
+
+def _give_back(key, bank):
+    with _lock:
+        _pool.setdefault(key, []).append(bank)
+        _pool.move_to_end(key)
+        for oldest in list(_pool):
+            while sum(len(banks) for banks in _pool.values()) > 2 * threads() and _pool[oldest]:
+                _pool[oldest].pop()
+            if not _pool[oldest]:
+                del _pool[oldest]
+
+
+def _build(job, size, kind):
+    """Stack the model, and compile it with a copy of its own optimizer and loss."""
+    width = job.x.shape[1]
+    if job.form == "span":
+        width = job.most + (_first(job.model).units if job.plan is None else 0)
+    bank = layers.stack(job.model, size, width, job.form == "span" and job.plan is None, kind)
+    config = job.model.optimizer.get_config() | {"use_ema": job.average > 0}
+    plain = type(job.model.optimizer) is K.optimizers.SGD and not config["momentum"]
+    optimizer = (layers.SGD if plain else type(job.model.optimizer)).from_config(config)
+    bank.compile(optimizer, job.loss.function)
+    for layer in bank.dense:
+        if isinstance(layer.kernel.constraint, networks.Sparse):
+            layer.kernel.constraint.bind(optimizer).alive = tf.Variable(tf.ones_like(layer.kernel), trainable=False)
+    if job.plan is not None:
+        bank.clip_norm, bank.divisor = (tf.Variable(0.0, dtype=K.backend.floatx(), trainable=False) for _ in range(2))
+        bank.same_mask = job.plan.same_mask
+    if job.adversary:
+        network = K.Sequential([K.Input((None, 2 * job.n_classes), batch_size=size)])
+        for units in ATTACKER:
+            network.add(layers.Dense(units, "relu"))
+        network.add(layers.Dense(1))
+        bank.oppose(network, K.optimizers.Adam(ATTACKER_RATE), job.adversary[0])
+    return bank
+
+
+def _configure(job, bank):
+    """Set the strengths of this job in a compiled bank."""
+    if isinstance(job.model.optimizer.get_config()["learning_rate"], float):
+        bank.optimizer.learning_rate.assign(job.model.optimizer.learning_rate)
+    # Layers of the same model built twice have other names, but the same order.
+    for given, held in zip(_working(job.model), _working(bank), strict=True):
+        if type(given) is K.layers.Dropout:
+            held.rate.assign(given.rate)
+            continue
+        parts = [(given.kernel_regularizer, held.of_kernel.get("regularizer"), ("l1", "l2"))]
+        parts += [(given.bias_regularizer, held.of_bias.get("regularizer"), ("l1", "l2"))]
+        parts += [(given.kernel_constraint, held.of_kernel.get("constraint"), ("strength", "ramp"))]
+        for theirs, ours, names in parts:
+            for name in names:
+                if isinstance(getattr(ours, name, None), tf.Variable):
+                    getattr(ours, name).assign(getattr(theirs, name))
+    if job.plan is not None:
+        bank.clip_norm.assign(job.plan.clip_norm)
+        bank.divisor.assign(job.plan.divisor)
+
+
+def _working(model):
+    """Layers that have weights or masks, in order."""
+    kinds = (K.layers.Dense, K.layers.Conv1D, K.layers.Dropout, layers.Dense, layers.Dropout)
+    return [layer for layer in model.layers if isinstance(layer, kinds)]
+
+
+def _train_chunk(job, models, size, weights):
+    """Train a few models in one call, from the first step to the last."""
+    kind = layers.PrivateBank if job.plan is not None else layers.AdversarialBank if job.adversary else layers.Bank
+    key, bank = _take(job, size, kind)
+    filled = list(models) + [models[-1]] * (size - len(models))
+    spaces = [_space(job, m) for m in filled]
+    table = spaces[0].table if tf.is_tensor(spaces[0].table) else tf.constant(np.stack([one.table for one in spaces]))
+    masks_of = [(layer.shape[2:], float(layer.rate)) for layer in bank.dropouts]
+    steps = _stacked([_steps(job, m, space, masks_of) for m, space in zip(filled, spaces, strict=True)])
+    n_steps = len(steps["rows"])
+    steps["epoch"] = (np.arange(n_steps) // max(1, n_steps // job.epochs)).astype(np.int32)
+    bank.restart()
+    assign(bank, [space.start for space in spaces])
+    if job.adversary:
+        _begin_attackers(job, bank, filled)
+    if job.plan is None:
+        bank.compiled("train_step", (table, steps, np.int32(n_steps)))
+    else:
+        _run_private(job, bank, table, steps, filled)
+    if job.clustering:
+        first_phase = key, bank
+        key, bank = _cluster(job, bank, filled, spaces, table, size, masks_of)
+        _give_back(*first_phase)
+    found = list(_read(job, bank, models, spaces, weights))
+    _give_back(key, bank)
+    return found
+
+
+def _stacked(parts):
+    """Stack what each model's steps need, (steps, M, ...); a wider Poisson batch than usual widens all."""
+    def stack(*arrays):
+        shape = np.max([array.shape for array in arrays], axis=0)
+        return np.stack([np.pad(a, [(0, to - at) for at, to in zip(a.shape, shape, strict=True)]) for a in arrays], axis=1)
+
+    return tf.nest.map_structure(stack, *parts)
+
+
+def assign(bank, starts):
+    """Give a bank the weights that its models start from."""
+    columns = iter(zip(*starts, strict=True))
+    for layer in bank.dense:
+        layer.kernel.assign(np.reshape(np.stack(next(columns)), layer.kernel.shape))
+        if isinstance(layer, layers.SpanDense):
+            layer.scale.assign(tf.ones_like(layer.scale))
+        if layer.use_bias:
+            layer.bias.assign(np.stack(next(columns))[:, None])
+        if isinstance(layer.kernel.constraint, networks.Sparse):
+            layer.kernel.constraint.alive.assign(tf.ones_like(layer.kernel))
+
+
+def _begin_attackers(job, bank, models):
+    for value in bank.attackers_optimizer.variables:
+        if "learning_rate" not in value.name:
+            value.assign(tf.zeros_like(value))
+    rngs = [np.random.default_rng([_number(job.seed, m), 24]) for m in models]
+    for layer in bank.attacker.layers:
+        _, rows, columns = layer.kernel.shape
+        layer.kernel.assign(np.stack([np.sqrt(2 / rows) * rng.standard_normal((rows, columns)) for rng in rngs]))
+        layer.bias.assign(tf.zeros_like(layer.bias))
+
+
+def _run_private(job, bank, table, steps, models):
+    """DP-SGD with its noise as data, a part of the steps at a time."""
+    shapes = [variable.shape[1:] for variable in bank.trainable_variables]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    late = np.cumsum(np.arange(job.plan.steps) >= job.plan.steps - max(1, round(job.average * job.plan.steps)))
+    steps["averaged"] = np.where(late > 0, 1 - 1 / np.maximum(late, 1), 1.0).astype(job.x.dtype)
+    length = min(job.plan.steps, max(1, NOISE // (len(models) * sum(sizes))))
+    rngs = [rng_of(job.seed, m, 16) for m in models]
+    for begin in range(0, job.plan.steps, length):
+        part = tf.nest.map_structure(lambda values: values[begin : begin + length], steps)  # noqa: B023
+        count = len(part["rows"])
+        noise = [_noise(rng, count, sum(sizes), job) for rng in rngs]
+        if count < length:  # filled up to one length, so that one compiled function serves all parts
+            part, noise = tf.nest.map_structure(lambda values: np.resize(values, (length, *values.shape[1:])), (part, noise))  # noqa: B023
+        cuts = np.cumsum(sizes)[:-1]
+        by_variable = zip(*[np.split(drawn, cuts, axis=1) for drawn in noise], strict=True)
+        part["noise"] = [np.stack(d, 1).reshape(length, len(models), *s) for d, s in zip(by_variable, shapes, strict=True)]
+        bank.compiled("train_step", (table, part, np.int32(count)))
+    bank.optimizer.finalize_variable_values(bank.trainable_variables)
+
+
+def _noise(rng, count, size, job):
+    # SFC64's float32 normals, made outside of the compiled function, are the fastest source that was found.
+    drawn = rng.standard_normal((count, size), dtype=np.float32).astype(job.x.dtype, copy=False)
+    drawn *= job.x.dtype.type(job.plan.noise)
+    return drawn
+
+
+def _cluster(job, first_phase, models, spaces, table, size, masks_of):
+    """DeepType's second phase; genes that the first gave up stay given up."""
+    plan, n_hidden = job.clustering, first_phase.dense[-1].given.shape[-1]
+    key, bank = _take(job, size, layers.ClusterBank)
+    bank.restart()
+    for ours, theirs in zip(bank.dense, first_phase.dense, strict=True):
+        for to, value in zip(ours.weights, theirs.weights, strict=True):
+            to.assign(value)
+        if isinstance(ours.kernel.constraint, networks.Sparse):
+            ours.kernel.constraint.ramp.assign(1e-7)  # at full strength from the first step
+            ours.kernel.constraint.alive.assign(tf.cast(tf.broadcast_to(tf.reduce_any(ours.kernel != 0, -1, keepdims=True), ours.kernel.shape), ours.kernel.dtype))
+    for turn in range(plan.rounds):
+        representation = _answers(job, bank, spaces)[1]
+        parts = []
+        for m, space, z in zip(models, spaces, representation, strict=True):
+            who, number = np.flatnonzero(job.members[m]), _number(job.seed, m)
+            found = KMeans(min(plan.n_clusters, len(who)), n_init=1, random_state=(number + turn) % 2**31).fit(z[who])
+            centers = np.zeros((len(job.x), n_hidden), job.x.dtype)
+            centers[who] = found.cluster_centers_[found.predict(z[who])]
+            turned = dataclasses.replace(job, epochs=plan.epochs, form=job.form)
+            step = _steps(turned, m, space, masks_of, [number, 25, turn])
+            step["centers"] = centers[who[np.searchsorted(space.places, step["rows"][..., 0])]]
+            parts.append(step)
+        steps = _stacked(parts)
+        steps["compactness"] = np.full(len(steps["rows"]), plan.weight, job.x.dtype)
+        steps["epoch"] = np.zeros(len(steps["rows"]), np.int32)
+        bank.compiled("train_step", (table, steps, np.int32(len(steps["rows"]))))
+    return key, bank
+
+
+def _answers(job, bank, spaces):
+    """What the models of a bank answer about all rows, what their last layers work on, and products with the first kernel."""
+    first = bank.dense[0]
+    if _first(job.model) is None:
+        answers, last = bank.compiled("read", tf.constant(job.x)[None])
+        return answers.numpy(), last.numpy(), None
+    kernels = [first.kernel.numpy()] + ([first.scale.numpy()[:, 0, 0]] if isinstance(first, layers.SpanDense) else [])
+    inside = np.stack([space.inside(*of) for space, *of in zip(spaces, *kernels, strict=True)])
+    shifts = [np.zeros((), job.x.dtype) if space.shift is None else space.shift @ kernel for space, kernel in zip(spaces, kernels[0], strict=True)]
+    centered = inside - np.stack([np.broadcast_to(shift, inside.shape[-1:]) for shift in shifts])[:, None]
+    answers, last = bank.compiled("read", tf.zeros((1, 1, 1), inside.dtype), tf.constant(centered.astype(job.x.dtype)))
+    return answers.numpy(), last.numpy(), inside
+
+
+def _read(job, bank, models, spaces, weights):
+    """Logits, products with the first kernel and further weights of each model; all weights on features where asked for."""
+    answers, _, inside = _answers(job, bank, spaces)
+    logits = _as_logits(job.model, answers)
+    for place, m in enumerate(models):
+        found, kept, space = {"logits": logits[place]}, [], spaces[place]
+        for layer in bank.dense:
+            kernel = layer.kernel.numpy()[place]
+            bias = layer.bias.numpy()[place, 0] if layer.use_bias else None
+            if layer is bank.dense[0]:
+                scale = [layer.scale.numpy()[place, 0, 0]] if isinstance(layer, layers.SpanDense) else []
+                bias = bias if space.shift is None else bias - space.shift @ kernel
+                kept.append(space.on_features(kernel, *scale) if weights else kernel)
+            else:
+                kept.append(kernel)
+            kept += [] if bias is None else [bias]
+        if inside is not None:
+            found |= {"inside": inside[place]} | {f"further_{i}": value for i, value in enumerate(kept[1:])}
+        if weights:
+            shapes = [w.shape for w in job.model.get_weights()]
+            found |= {f"weights_{i}": np.reshape(value, shape) for i, (value, shape) in enumerate(zip(kept, shapes, strict=True))}
+        yield m, found
+
+
+def _as_logits(model, answers):
+    """Logarithms, where a model ends in softmax."""
+    last = model.layers[-1] if model.layers else None
+    if isinstance(last, K.layers.Softmax) or getattr(last, "activation", None) is K.activations.softmax:
+        return np.log(np.maximum(answers, np.finfo(answers.dtype).tiny))
+    return answers
+
+
+# One at a time.
+
+
+def clone(model, seed, masks=True):
+    """A Keras model like this one whose start follows from a number; with `masks`, those of dropout layers are data."""
+    rng = np.random.default_rng(seed)
+
+    def seeded(config):
+        if isinstance(config, dict):
+            config = {name: seeded(value) for name, value in config.items()}
+            return config | {"seed": int(rng.integers(2**31))} if "seed" in config and config["seed"] is None else config
+        return [seeded(value) for value in config] if isinstance(config, (list, tuple)) else config
+
+    def copy_of(layer):
+        if masks and type(layer) is K.layers.Dropout and layer.noise_shape is None:
+            return layers.Dropout(layer.rate, name=layer.name)
+        return type(layer).from_config(seeded(layer.get_config()))
+
+    if isinstance(model, K.Sequential.__bases__[0]) and type(model).get_config in (K.Sequential.get_config, K.Sequential.__bases__[0].get_config):
+        return K.models.clone_model(model, clone_function=copy_of)
+    fresh = type(model).from_config(seeded(model.get_config()))
+    fresh.build((None, model.input_shape[-1]))
+    return fresh
+
+
+_alone = threading.local()
+
+
+def _worker(job):
+    """This thread's copy of the model, compiled, with its steps and how they begin."""
+    # An optimizer of Keras' former kind makes its memory at the first step, so each model gets a new one.
+    if getattr(_alone, "job", None) is job and hasattr(_alone.optimizer, "build"):
+        return _alone
+    with _lock:
+        model, loss = clone(job.model, 0), job.loss.function
+        loss.reduction = job.model.loss.reduction if isinstance(job.model.loss, K.losses.Loss) else "auto"
+        optimizer = type(job.model.optimizer).from_config(job.model.optimizer.get_config())
+        model.compile(optimizer, loss, loss_weights=job.model.get_compile_config().get("loss_weights"))
+    dropouts = [layer for layer in model.layers if isinstance(layer, layers.Dropout)]
+
+    def step(x, targets, weights, masks):
+        for layer, mask in zip(dropouts, masks, strict=True):
+            layer.mask = mask
+        model.train_step((x, targets, weights))
+
+    _alone.job, _alone.model, _alone.dropouts, _alone.optimizer = job, model, dropouts, optimizer
+    _alone.step, _alone.slow = tf.function(step, jit_compile=True, reduce_retracing=False), tf.function(step)
+    return _alone
+
+
+def _train_alone(job, models, size, weights):
+    """Train one ordinary model step by step, as Keras' own `train_on_batch` would."""
+    (m,) = models
+    work = _worker(job)
+    with _lock:
+        begun = job.start or clone(job.model, _number(job.seed, m)).get_weights()
+    work.model.set_weights(begun)
+    _reset(work.optimizer, work.model)
+    masks_of = [(layer.shape[1:], float(layer.rate)) for layer in work.dropouts]
+    steps = _steps(job, m, _Space(job.x, np.flatnonzero(job.members[m]), [], None, None), masks_of)
+    sizes, per_epoch = (steps["weights"] > 0).sum(axis=1), len(steps["rows"]) // job.epochs
+    for t, count in enumerate(sizes):
+        x = (steps["shares"][t, :count, :, None] * job.x[steps["rows"][t, :count]]).sum(axis=1)
+        if hasattr(job.loss.function, "epoch"):
+            job.loss.function.epoch.assign(t // per_epoch)
+        own = np.ones(count, job.x.dtype) if job.class_weight is None else steps["weights"][t, :count] * (count if job.loss.mean else 1)
+        data = (x, steps["targets"][t, :count], own, [mask[t, :count] for mask in steps["masks"]])
+        _take_step(work, tf.nest.map_structure(tf.constant, data))
+    if hasattr(work.optimizer, "finalize_variable_values"):
+        work.optimizer.finalize_variable_values(work.model.trainable_variables)
+    return [(m, _read_alone(job, work.model, weights))]
+
+
+def _take_step(work, data):
+    try:
+        work.step(*data)
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+        if "XLA" not in str(error) and "compil" not in str(error).lower() and "determinis" not in str(error).lower():
+            raise
+        say("A layer of this model cannot be compiled by XLA: it trains without, and last bits may differ when repeated")
+        work.step = work.slow
+        work.step(*data)
+
+
+def _reset(optimizer, model):
+    """Forget what an optimizer remembers; a moving average of weights starts from the start."""
+    if not hasattr(optimizer, "build"):
+        return
+    optimizer.build(model.trainable_variables)
+    for value in optimizer.variables:
+        if "learning_rate" not in value.name:
+            value.assign(tf.zeros_like(value))
+    for average, value in zip(getattr(optimizer, "_model_variables_moving_average", []), model.trainable_variables, strict=False):
+        average.assign(value)
+
+
+def _read_alone(job, model, weights):
+    found = {"logits": _as_logits(job.model, np.asarray(model(tf.constant(job.x), training=False)))}
+    kept, first = model.get_weights(), _first(job.model)
+    if first is not None:
+        place = [i for i, value in enumerate(job.model.weights) if value is first.kernel][0]
+        found |= {"inside": job.x @ kept[place]}
+        found |= {f"further_{i}": value for i, value in enumerate(kept[:place] + kept[place + 1 :])}
+    return found | ({f"weights_{i}": value for i, value in enumerate(kept)} if weights else {})
+
+
+# A model of the bank as a model by itself.
+
+
+def _weights_again(job, m):
+    """Train model m once more, and return its weights on features, in Keras' order."""
+    if job.plan is not None and job.seed is not None:
         raise ValueError(
             "the noise of a bank's private models follows from its recorded seed, so they are not for release; train "
             "one with privacy.release"
         )
-    model = models.build(recipe, n_features, n_classes, seed=0)
-    # The study's own engines hold a convolution's kernel as a matrix.
-    model.set_weights([new.reshape(w.shape) for new, w in zip(weights, model.get_weights(), strict=True)])
+    ((_, found),) = _trained(job, [m], weights=True)
+    return [found[f"weights_{i}"] for i in range(len(job.model.get_weights()))]
+
+
+def _model_again(job, m):
+    """Model m as an ordinary Keras model, which loads without genlib; compiled where all of that is Keras' own."""
+    weights = _weights_again(job, m)
+
+    def plain(layer):
+        config = layer.get_config()
+        if isinstance(getattr(layer, "kernel_constraint", None), networks.Sparse):
+            config["kernel_constraint"] = None
+        return type(layer).from_config(config)
+
+    model = clone(job.model, 0, masks=False) if job.form == "alone" else K.models.clone_model(job.model, clone_function=plain)
+    model.set_weights(weights)
+    optimizer, loss = job.model.optimizer, job.model.loss
+    if all(isinstance(one, str) or type(one).__module__.startswith("keras.") for one in (optimizer, loss)):
+        model.compile(type(optimizer).from_config(optimizer.get_config()), loss, metrics=["accuracy"])
     return model

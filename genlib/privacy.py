@@ -1,5 +1,6 @@
 """The guarantee: how much noise a wanted epsilon needs, what it bounds, what it says in words, and its release."""
 
+import dataclasses
 import functools
 import math
 
@@ -7,14 +8,214 @@ import dp_accounting
 import numpy as np
 import scipy.optimize
 import scipy.stats
+import tensorflow as tf
 from dp_accounting import pld
+from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
+from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPModel
 
-from genlib import dpsgd, engine, models
+from genlib import bank, layers
 
+K = tf.keras
 NEIGHBORS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 # Privacy losses are rounded up to this grid: coarser than the library's own, ten times faster, and never optimistic.
 LOSS_GRID = 1e-3
 CURVE_EPSILONS = np.r_[0.0, np.geomspace(0.01, 30, 120)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """What DP-SGD does to gradients, in plain numbers.
+
+    Attributes
+    ----------
+    clip_norm : float
+        Bound C on each patient's gradient; infinite for no clipping.
+    noise : float
+        Standard deviation of the noise on each coordinate of the sum, noise multiplier times clip norm.
+    rate : float
+        Chance q with which each patient is in a step's batch, by itself; 1 for full batches.
+    steps : int
+    divisor : float
+        What the noisy sum is divided by: the constant q n, with the nominal n.
+    mean_noise : float
+        Noise multiplier of one more release, the members' mean features, which centers them; 0 for none.
+    same_mask : bool
+        False plants a fault: norms are taken without dropout, as TF-Privacy's fast clipping does.
+    fresh_batches : bool
+        False plants a fault: the batch of the first step serves in all steps.
+    """
+
+    clip_norm: float
+    noise: float
+    rate: float
+    steps: int
+    divisor: float
+    mean_noise: float = 0.0
+    same_mask: bool = True
+    fresh_batches: bool = True
+
+    @property
+    def noise_multiplier(self):
+        """Standard deviation of the noise over the clip norm."""
+        return self.noise / self.clip_norm
+
+    @property
+    def releases(self):
+        """Noisy sums that are taken from the patients: one a step, and one for a noisy mean."""
+        return self.steps + bool(self.mean_noise)
+
+
+# What can go wrong in DP-SGD without anything looking wrong. Planted on purpose, to show that an audit notices it.
+FAULTS = {
+    "no noise": lambda m: dataclasses.replace(m, noise=0.0),
+    "noise divided twice": lambda m: dataclasses.replace(m, noise=m.noise / m.divisor),
+    "no clipping": lambda m: dataclasses.replace(m, clip_norm=np.inf),
+    "no clipping, no noise": lambda m: dataclasses.replace(m, clip_norm=np.inf, noise=0.0),
+    "norms without dropout": lambda m: dataclasses.replace(m, same_mask=False),
+    "same batch": lambda m: dataclasses.replace(m, fresh_batches=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy:
+    """A wanted privacy guarantee for one training run, for neighbors that differ by adding or removing one patient.
+
+    Parameters
+    ----------
+    epsilon : float
+        Budget, above 0; smaller is more private.
+    delta : float
+        Chance with which the epsilon may fail, above 0 and below 1/n (checked once n is known).
+    clip_norm : float
+        Bound C on the Euclidean norm of each patient's gradient.
+    noisy_mean : bool
+        Spend one release, like one step, on the mean of the members' features, to center them.
+
+    Raises
+    ------
+    ValueError
+        Naming the value, the limit and the way out.
+
+    Examples
+    --------
+    >>> Privacy(epsilon=3.0)
+    Privacy(epsilon=3.0, delta=1e-05, clip_norm=1.0, noisy_mean=False)
+    >>> Privacy(epsilon=0)
+    Traceback (most recent call last):
+    ValueError: epsilon=0: must be a finite number above 0; ...
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    clip_norm: float = 1.0
+    noisy_mean: bool = False
+
+    def __post_init__(self):
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise ValueError(
+                f"epsilon={self.epsilon}: must be a finite number above 0; leave privacy out (None) to train without"
+            )
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta={self.delta}: must be above 0 and below 1/n, as 1e-5")
+        if not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
+            raise ValueError(f"clip_norm={self.clip_norm}: must be a finite number above 0, as 1.0")
+
+    def mechanism(self, n, epochs, batch_size=None, fault=None):
+        """Noise, sampling rate and steps that keep this guarantee.
+
+        Parameters
+        ----------
+        n : int
+            Nominal number of members; delta must be below 1/n.
+        epochs : int
+        batch_size : int, optional
+            Expected size of a Poisson batch; by default full batches.
+        fault : str, optional
+            Name in `FAULTS`.
+
+        Returns
+        -------
+        Mechanism
+            With the smallest noise multiplier whose epsilon is at most this one's, to three parts in a thousand.
+
+        Raises
+        ------
+        ValueError
+            When delta is not below 1/n, batches are larger than n, a noisy mean is asked for with Poisson batches, or
+            the fault is not known.
+
+        Examples
+        --------
+        >>> plan = Privacy(3.0, clip_norm=2.0).mechanism(n=384, epochs=30, batch_size=32)
+        >>> plan.steps, plan.divisor, 2.97 < accountant_epsilon(plan.noise_multiplier, 360, 1e-5, 1 / 12) <= 3.0
+        (360, 32.0, True)
+        """
+        if self.delta >= 1 / n:
+            raise ValueError(f"delta={self.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
+        if batch_size is not None and batch_size > n:
+            raise ValueError(f"batch_size={batch_size} for n={n} patients: set batch_size=None for full batches")
+        if batch_size is not None and self.noisy_mean:
+            raise ValueError(f"batch_size={batch_size} with noisy_mean: it is accounted for with full batches only")
+        if fault is not None and fault not in FAULTS:
+            raise ValueError(f"fault='{fault}' is not known; choose one of {', '.join(FAULTS)}")
+        rate = 1.0 if batch_size is None else batch_size / n
+        steps = epochs * math.ceil(1 / rate - 1e-9)
+        sigma = _calibrated(self.epsilon, self.delta, steps + self.noisy_mean, rate)
+        plan = Mechanism(
+            self.clip_norm, sigma * self.clip_norm, rate, steps, rate * n, sigma if self.noisy_mean else 0.0
+        )
+        return FAULTS[fault](plan) if fault else plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Center:
+    """Where features are centered: at a noisy mean of the members, moved by what is public.
+
+    Attributes
+    ----------
+    lean : numpy.ndarray
+        (d,) public direction from the wanted origin to the mean of a cohort.
+    share : float
+        How far along it, squared: times the features' variance it gives the squared factor of `lean`.
+    radius : float
+        Bound R on the features' norms; longer ones are cut to it.
+    """
+
+    lean: np.ndarray
+    share: float
+    radius: float
+
+    def offset(self, members, plan, rng):
+        """Spend one release on the members' mean, and say what to subtract from all features.
+
+        Parameters
+        ----------
+        members : numpy.ndarray
+            (m, d) features of the members.
+        plan : Mechanism
+            Its `mean_noise` and nominal number of members.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        numpy.ndarray
+            (d,)
+
+        Examples
+        --------
+        >>> center = Center(np.array([1.0, 0.0]), share=0.0, radius=2.0)
+        >>> plan = Mechanism(1.0, 0.0, 1.0, steps=1, divisor=2)
+        >>> center.offset(np.array([[3.0, 0.0], [1.0, 0.0]]), plan, np.random.default_rng(0))
+        array([1.5, 0. ])
+        """
+        n = plan.divisor / plan.rate
+        norms = np.linalg.norm(members, axis=1, keepdims=True)
+        cut = members * np.minimum(1, self.radius / np.maximum(norms, np.finfo(np.float32).tiny))
+        noise = plan.mean_noise * self.radius / n
+        mean = cut.sum(axis=0) / n + noise * rng.standard_normal(members.shape[1])
+        # All profiles have the same norm, so their variance follows from the mean's; what the noise adds is taken off.
+        variance = max(self.radius**2 - mean @ mean + len(mean) * noise**2, 1.0)
+        return mean - np.sqrt(self.share * variance) * self.lean
 
 
 def accountant_epsilon(noise_multiplier, steps, delta, rate=1.0):
@@ -135,87 +336,6 @@ def _deltas(noise_multiplier, steps, rate):
     return np.array(loss.self_compose(steps).get_delta_for_epsilon(list(CURVE_EPSILONS)))
 
 
-def rate_of(recipe, n):
-    """Chance q with which each patient is in a step's batch: batch size over the nominal number of members.
-
-    Raises
-    ------
-    ValueError
-        When the recipe is not private, or its batches are larger than n.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> rate_of(Recipe(batch_size=32, privacy=Privacy(3.0)), n=320)
-    0.1
-    >>> rate_of(Recipe(batch_size=None, privacy=Privacy(3.0)), n=320)
-    1.0
-    """
-    if recipe.privacy is None:
-        raise ValueError("this recipe has privacy=None: there is no budget to account for")
-    if recipe.batch_size is not None and recipe.batch_size > n:
-        raise ValueError(f"batch_size={recipe.batch_size} for n={n} patients: set batch_size=None for full batches")
-    return 1.0 if recipe.batch_size is None else recipe.batch_size / n
-
-
-def steps_of(recipe, n):
-    """Number of gradient steps that a private recipe takes, from the nominal number of members alone.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> steps_of(Recipe(epochs=30, batch_size=32, privacy=Privacy(3.0)), n=384)
-    360
-    """
-    return recipe.epochs * math.ceil(1 / rate_of(recipe, n) - 1e-9)
-
-
-def releases_of(recipe, n):
-    """Number of noisy sums that a recipe takes from its patients: one a step, and one for a noisy mean.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> releases_of(Recipe(epochs=30, batch_size=None, privacy=Privacy(3.0, noisy_mean=True)), n=384)
-    31
-    """
-    return steps_of(recipe, n) + recipe.privacy.noisy_mean
-
-
-def calibrate(recipe, n):
-    """Smallest noise multiplier with which a recipe keeps its promise, to three parts in a thousand.
-
-    Parameters
-    ----------
-    recipe : genlib.recipes.Recipe
-        Private.
-    n : int
-        Nominal number of members; delta must be below 1/n.
-
-    Returns
-    -------
-    float
-        Noise multiplier, standard deviation over clip norm; its epsilon by `accountant_epsilon` is at most the promise.
-
-    Raises
-    ------
-    ValueError
-        When delta is not below 1/n, or as in `rate_of`.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> recipe = Recipe(epochs=30, batch_size=None, privacy=Privacy(3.0))
-    >>> sigma = calibrate(recipe, n=384)
-    >>> 2.97 < accountant_epsilon(sigma, 30, 1e-5) <= 3.0
-    True
-    """
-    rate, wanted = rate_of(recipe, n), recipe.privacy
-    if wanted.delta >= 1 / n:
-        raise ValueError(f"delta={wanted.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
-    return _calibrated(wanted.epsilon, wanted.delta, releases_of(recipe, n), rate)
-
-
 @functools.lru_cache(maxsize=256)
 def _calibrated(epsilon, delta, steps, rate):
     if rate < 1:
@@ -233,113 +353,15 @@ def _calibrated(epsilon, delta, steps, rate):
     return sigma
 
 
-def mechanism(recipe, n):
-    """What DP-SGD does under a recipe's promise, in plain numbers.
+def statement(privacy, plan, panel=None, released=False):
+    """Say in words what a guarantee is and what it does not cover.
 
     Parameters
     ----------
-    recipe : genlib.recipes.Recipe
-        Private.
-    n : int
-        Nominal number of members.
-
-    Returns
-    -------
-    genlib.dpsgd.Mechanism
-
-    Raises
-    ------
-    ValueError
-        As `calibrate`; or when the optimizer is not SGD.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> mechanism(Recipe(epochs=30, batch_size=32, privacy=Privacy(3.0, clip_norm=2.0)), n=384).divisor
-    32.0
-    """
-    if recipe.optimizer != "sgd":
-        raise ValueError(f"optimizer='{recipe.optimizer}': private training takes optimizer='sgd'")
-    rate, sigma = rate_of(recipe, n), calibrate(recipe, n)
-    clip_norm = recipe.privacy.clip_norm
-    mean_noise = sigma if recipe.privacy.noisy_mean else 0.0
-    return dpsgd.Mechanism(clip_norm, sigma * clip_norm, rate, steps_of(recipe, n), rate * n, mean_noise)
-
-
-def release(features, labels, recipe, n, start=None, center=None):
-    """Train one private model on all patients, with noise that nobody can repeat, and return it for release.
-
-    Batches, start, masks and noise come from the operating system's entropy; no seed is written and nothing is kept on
-    disk. Where the model was trained in the patients' row space, its weights get the noise that training on genes
-    would have left outside of that space: without it, they would show who spans it.
-
-    Parameters
-    ----------
-    features : numpy.ndarray
-        (patients, d) float32.
-    labels : numpy.ndarray
-        (patients,) int, classes from 0 to k - 1.
-    recipe : genlib.recipes.Recipe
-        Private; its noise is calibrated for its epsilon.
-    n : int
-        Nominal number of patients: a public, round figure rather than the exact count.
-    start, center
-        Public knowledge, as in `genlib.bank.train`.
-
-    Returns
-    -------
-    model : tf.keras.Model
-        On genes, a plain Keras model.
-    words : str
-        The guarantee, from `statement`.
-
-    Raises
-    ------
-    ValueError
-        When the recipe is not private or its architecture cannot be clipped exactly; as `mechanism`.
-
-    Examples
-    --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> recipe = Recipe("softmax", epochs=5, batch_size=None, privacy=Privacy(3.0))
-    >>> x = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
-    >>> model, words = release(x, np.arange(40) % 2, recipe, n=40)
-    >>> model.output_shape, words[:25]
-    ((None, 2), '(epsilon, delta) = (3.00,')
-    """
-    features, labels = np.ascontiguousarray(features, np.float32), np.asarray(labels)
-    k = int(labels.max()) + 1
-    if recipe.privacy and recipe.privacy.noisy_mean != (center is not None):
-        raise ValueError("a recipe with noisy_mean needs a center, and a center such a recipe; see signatures.center")
-    if not np.isfinite(features).all():
-        raise ValueError("features hold missing or infinite values; see cohorts.load, which refuses them")
-    if recipe.class_weights and len(recipe.class_weights) != k:
-        raise ValueError(f"{len(recipe.class_weights)} class weights for {k} classes; give one for each")
-    if start is not None and len(start[0]) != features.shape[1]:
-        raise ValueError(f"the start's first kernel has {len(start[0])} rows for {features.shape[1]} features")
-    planned = mechanism(recipe, n)
-    structure = engine.structure_for(recipe, features.shape[1], k)
-    in_row_space = len(features) < features.shape[1] and center is None and not recipe.group
-    patients = engine.prepare(features, in_row_space)
-    rng = np.random.Generator(np.random.SFC64())
-    everybody = np.ones(len(labels), bool)
-    _, weights = dpsgd.train_one(
-        patients, labels, everybody, recipe, planned, structure, rng, start=start, center=center
-    )
-    model = models.build(recipe, features.shape[1], k, seed=0)
-    model.set_weights(weights())
-    return model, statement(recipe, n, released=True)
-
-
-def statement(recipe, n, panel=None, released=False):
-    """Say in words what a recipe's guarantee is and what it does not cover.
-
-    Parameters
-    ----------
-    recipe : genlib.recipes.Recipe
-        Private or not.
-    n : int
-        Nominal number of members.
+    privacy : Privacy or None
+        None for training without.
+    plan : Mechanism or None
+        From `privacy.mechanism`.
     panel : str, optional
         Name of the published gene panel that was used.
     released : bool
@@ -351,14 +373,13 @@ def statement(recipe, n, panel=None, released=False):
 
     Examples
     --------
-    >>> from genlib.recipes import Privacy, Recipe
-    >>> print(statement(Recipe(), n=384))
+    >>> print(statement(None, None))
     No privacy guarantee: the model was trained without differential privacy.
     """
-    if recipe.privacy is None:
+    if privacy is None:
         return "No privacy guarantee: the model was trained without differential privacy."
-    privacy, sigma, steps, rate = recipe.privacy, calibrate(recipe, n), steps_of(recipe, n), rate_of(recipe, n)
-    reached = accountant_epsilon(sigma, releases_of(recipe, n), privacy.delta, rate)
+    sigma, rate = plan.noise_multiplier, plan.rate
+    reached = accountant_epsilon(sigma, plan.releases, privacy.delta, rate)
     mean = " and one noisy mean of the features" if privacy.noisy_mean else ""
     genes = f"the published {panel} panel" if panel else "all genes that were given"
     batches = "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}"
@@ -370,11 +391,257 @@ def statement(recipe, n, panel=None, released=False):
     )
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
-        f"training with any one patient or without gives models that are hard to tell apart. It covers the {steps} "
+        f"training with any one patient or without gives models that are hard to tell apart. It covers the {plan.steps} "
         f"gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
-        f"{n} members), accounted for by dp_accounting's privacy loss distributions. The preprocessing is per patient "
-        f"or public and costs nothing. Features are {genes}. Not covered: the choice of hyperparameters; the choice of "
-        "the cohort's genes by variance and missing values; labels that were called by comparing patients with one "
-        "another; the panel, published centroids and prevalence, the class list and the nominal number of members, "
-        f"which are taken as public; floating-point rounding and the random number generator. {noise}"
+        f"{plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
+        f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
+        "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
+        "comparing patients with one another; the panel, published centroids and prevalence, the class list and the "
+        "nominal number of members, which are taken as public; floating-point rounding and the random number "
+        f"generator. {noise}"
     )
+
+
+def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
+    """Train one private model on all patients, with noise that nobody can repeat, and return it for release.
+
+    Start, batches, masks and noise come from the operating system's entropy; no seed is written and nothing is kept on
+    disk. Where the model was trained in its patients' span, its weights get the noise that training on features would
+    have left outside of it: without it, they would show who spans it.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Compiled, with SGD; the blueprint.
+    x : numpy.ndarray
+        (patients, d) float32.
+    labels : numpy.ndarray
+        (patients,) int, classes from 0 to k - 1.
+    privacy : Privacy
+    n : int
+        Nominal number of patients: a public, round figure rather than the exact count.
+    epochs, batch_size
+        As in `genlib.bank.train`.
+    **options
+        ``start``, ``center``, ``class_weight`` and ``average`` of `genlib.bank.train`.
+
+    Returns
+    -------
+    model : tf.keras.Model
+        On genes, a plain Keras model.
+    words : str
+        The guarantee, from `statement`.
+
+    Raises
+    ------
+    ValueError
+        When privacy is None, or as `genlib.bank.train`.
+
+    Examples
+    --------
+    >>> from genlib import networks
+    >>> x = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    >>> model, words = release(networks.softmax(60, 2), x, np.arange(40) % 2, Privacy(3.0), n=40, epochs=5)
+    >>> model.output_shape, words[:25]
+    ((None, 2), '(epsilon, delta) = (3.00,')
+    """
+    if privacy is None:
+        raise ValueError("privacy=None: a release needs a guarantee; give Privacy(epsilon)")
+    plan, everybody = privacy.mechanism(n, epochs, batch_size), np.ones((1, len(labels)), bool)
+    released = bank.fit(
+        model, x, labels, everybody, epochs=epochs, batch_size=batch_size, seed=None, privacy=privacy, n=n, **options
+    )
+    return released, statement(privacy, plan, released=True)
+
+
+def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
+    """Norms of the gradients that the bank's DP-SGD really applies, one patient at a time, each with masks of its own.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Compiled, of dense layers; the gradients are taken at its weights.
+    x : numpy.ndarray
+        (n, d)
+    labels : numpy.ndarray
+        (n,) int.
+    clip_norm : float
+    seed : int
+    same_mask : bool
+        False takes the norms without dropout (a planted fault).
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,); at most the clip norm, but for rounding, unless a fault was planted.
+
+    Examples
+    --------
+    >>> from genlib import networks
+    >>> applied_norms(networks.softmax(4, 2), np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
+    array([0.1], dtype=float32)
+    """
+    stacked = layers.stack(model, 1, x.shape[1], kind=layers.PrivateBank)
+    stacked.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
+    bank.assign(stacked, [model.get_weights()])
+    stacked.clip_norm, stacked.same_mask = float(clip_norm), same_mask
+    rng, found = np.random.default_rng(seed), []
+    for row, label in zip(x, labels, strict=True):
+        masks = [rng.random((1, 1, *layer.shape[2:])) >= layer.rate.numpy() for layer in stacked.dropouts]
+        for layer, mask in zip(stacked.dropouts, masks, strict=True):
+            layer.mask = tf.constant(mask)
+        step = {"targets": tf.constant([[int(label)]]), "weights": tf.ones((1, 1), x.dtype)}
+        found.append(tf.linalg.global_norm(stacked.clipped(tf.constant(row[None, None]), step)[0]).numpy())
+    return np.array(found)
+
+
+# TF-Privacy's own DP-SGD. Only full batches: its `fit` shuffles, where accounting for smaller ones assumes Poisson.
+
+# Layers for which its fast clipping takes the norm of the very gradient that it applies. A list of what is allowed, not
+# of what is refused: a layer that nobody thought of is refused.
+CLIPPED_LAYERS = (K.layers.InputLayer, K.layers.Dense, K.layers.ReLU)
+CLIPPED_ACTIVATIONS = tuple(getattr(K.activations, name) for name in ("linear", "relu", "sigmoid", "tanh", "elu"))
+
+
+def refuse_unclipped(model):
+    """Refuse a model for which TF-Privacy's fast clipping would not clip every patient's gradient.
+
+    Its norms are taken in another forward pass than its gradients, so a layer that draws random numbers makes the two
+    differ; a layer used twice has a gradient that is longer than its two parts; batch statistics mix patients.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+
+    Raises
+    ------
+    ValueError
+        Naming the layer and the way out.
+
+    Examples
+    --------
+    >>> from genlib import networks
+    >>> refuse_unclipped(networks.mlp(20, 3))
+    >>> refuse_unclipped(networks.mlp(20, 3, dropout=0.2))
+    Traceback (most recent call last):
+    ValueError: layer 'dropout' (Dropout): fast clipping does not bound its gradients; ...
+    """
+    way_out = "leave it out, or train with genlib.bank, which clips it"
+    for layer in model.layers:
+        where = f"layer '{layer.name}' ({type(layer).__name__})"
+        if type(layer) not in CLIPPED_LAYERS:
+            raise ValueError(f"{where}: fast clipping does not bound its gradients; {way_out}")
+        if getattr(layer, "activation", None) not in (None, *CLIPPED_ACTIVATIONS):
+            raise ValueError(f"{where}: its activation is not one that is known to be deterministic; {way_out}")
+        losses = [getattr(layer, f"{part}_regularizer", None) for part in ("kernel", "bias", "activity")]
+        if any(one is not None for one in losses):
+            raise ValueError(f"{where}: fast clipping takes its regularizer for a patient's loss; {way_out}")
+        if len(layer.inbound_nodes) > 1:
+            raise ValueError(f"{where}: it is used more than once, so its norm is not the sum of its parts; {way_out}")
+
+
+def tf_privacy_model(model, plan, seed, checked=True):
+    """The same network as TF-Privacy's `DPModel`, compiled to train by `fit` on full batches of the members.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Compiled with SGD; the blueprint.
+    plan : Mechanism
+        Full batches.
+    seed : int
+        Of the start, and of the noise: this is a study run, not for release.
+    checked : bool
+        False skips `refuse_unclipped`, to show what happens.
+
+    Returns
+    -------
+    tensorflow_privacy.DPModel
+        Its `fit(x, labels, batch_size=len(x), epochs=plan.steps)` is what the accountant accounts for. The clipped
+        gradients are summed, given noise and divided by the nominal number of members.
+
+    Raises
+    ------
+    ValueError
+        For Poisson batches, another optimizer than SGD, a loss other than cross-entropy on classes, as
+        `refuse_unclipped`, and when TF-Privacy does not take the path that was asked for.
+    """
+    if plan.rate < 1:
+        raise ValueError("TF-Privacy's fit shuffles where the accountant assumes Poisson sampling: set batch_size=None")
+    optimizer, loss = model.optimizer, model.loss
+    if type(optimizer) is not K.optimizers.SGD or type(loss) is not K.losses.SparseCategoricalCrossentropy:
+        raise ValueError("TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so")
+    if checked:
+        refuse_unclipped(model)
+    clone = bank.clone(model, seed, masks=False)
+    private = DPModel(
+        inputs=clone.inputs, outputs=clone.outputs, l2_norm_clip=plan.clip_norm,
+        noise_multiplier=plan.noise_multiplier, layer_registry=layer_registry.make_default_layer_registry(), use_xla=False,
+    )  # fmt: skip
+    if not private._enable_fast_peg_computation:
+        raise ValueError("TF-Privacy took its slow path, which divides by the drawn number of members")
+    config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate) / plan.divisor}
+    # The fast path adds its noise to the sum of a reduced loss.
+    private.compile(K.optimizers.SGD.from_config(config), K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"))
+    tf.random.set_seed(seed)  # the noise; TensorFlow's warning of a function that AutoGraph leaves alone is right
+    tf.get_logger().setLevel("ERROR")
+    return private
+
+
+def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
+    """Train one model after the other by TF-Privacy's own DP-SGD, full batches, and return what they say.
+
+    Parameters
+    ----------
+    model, x, labels, members, seed
+        As in `genlib.bank.train`.
+    privacy : Privacy
+    n : int
+        Nominal number of members.
+    epochs : int
+        Each is one step.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, k) float32 logits.
+
+    Raises
+    ------
+    ValueError
+        As `tf_privacy_model`.
+    """
+    plan, logits = privacy.mechanism(n, epochs), []
+    for m, inside in enumerate(members):
+        private = tf_privacy_model(model, plan, int(np.random.SeedSequence([seed, m, 30]).generate_state(1)[0]) >> 1)
+        private.fit(x[inside], labels[inside], batch_size=int(inside.sum()), epochs=plan.steps, shuffle=False, verbose=0)
+        logits.append(private(x, training=False).numpy())
+        K.backend.clear_session()  # Keras keeps the graph of a finished model else
+    return np.stack(logits)
+
+
+def tf_privacy_norms(model, x, labels, clip_norm, seed):
+    """Norms of the gradients that TF-Privacy's fast clipping really applies, one patient at a time, without noise.
+
+    For a model with dropout, which `refuse_unclipped` refuses, they are not bounded by the clip norm.
+
+    Parameters
+    ----------
+    model, x, labels, clip_norm, seed
+        As in `applied_norms`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,)
+    """
+    plan, weights, norms = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0), model.get_weights(), []
+    plain = bank.clone(model, seed, masks=False)
+    plain.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    private = tf_privacy_model(plain, plan, seed, checked=False)
+    for i in range(len(x)):
+        private.set_weights(weights)
+        private.train_on_batch(x[i : i + 1], labels[i : i + 1])
+        moved = [after - before for after, before in zip(private.get_weights(), weights, strict=True)]
+        norms.append(np.sqrt(sum((part.astype(float) ** 2).sum() for part in moved)))
+    return np.array(norms)

@@ -1,0 +1,299 @@
+"""The study's networks: functions that return an ordinary compiled Keras model, the blueprint of all that is trained.
+
+Whoever has a network of their own writes it in Keras; nothing here is needed for it.
+"""
+
+import tensorflow as tf
+
+# Two runs with one seed give the same numbers on one machine, on a GPU too, at some cost in speed there.
+tf.config.experimental.enable_op_determinism()
+
+K = tf.keras
+
+# Gaussian, not Keras' uniform default: a Gaussian start looks the same in every basis of gene space, so that it can be
+# drawn where a network trains. Written as Keras writes it down: one shared initializer would start layers alike.
+START = K.initializers.serialize(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"))
+DEEPTYPE_START = K.initializers.serialize(K.initializers.RandomNormal(stddev=0.02))
+FILTERS, WIDTH = 32, 71  # of the convolution
+
+
+@K.utils.register_keras_serializable("genlib")
+class Sparse(K.constraints.Constraint):
+    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each step of the optimizer.
+
+    Parameters
+    ----------
+    strength : float
+    by_row : bool
+        True gives up whole genes, False single weights.
+    ramp : float
+        The strength grows as 1 - exp(-step / ramp).
+
+    References
+    ----------
+    Yuan, Lin: "Model selection and estimation in regression with grouped variables", J R Stat Soc B 68, 2006; as a
+    proximal step: Parikh, Boyd: "Proximal algorithms", 2014, sections 6.5.1 and 6.5.2.
+
+    Examples
+    --------
+    >>> rows = Sparse(1.0, by_row=True, ramp=1e-9).bind(K.optimizers.SGD(1.0))
+    >>> rows.optimizer.iterations.assign(1).numpy()
+    1
+    >>> rows(tf.constant([[3.0, 4.0], [0.3, 0.4]])).numpy()
+    array([[2.4, 3.2],
+           [0. , 0. ]], dtype=float32)
+    """
+
+    def __init__(self, strength, by_row, ramp=50.0):
+        self.strength, self.by_row, self.ramp = strength, by_row, ramp
+        self.optimizer, self.alive = None, 1.0
+
+    def bind(self, optimizer):
+        """Name the optimizer whose steps and rates it follows; a compiled model of this module has done so."""
+        self.optimizer = optimizer
+        return self
+
+    def __call__(self, kernel):
+        """Pull a kernel, or one a model, towards zero; set to zero exactly what does not reach the threshold."""
+        step = tf.cast(self.optimizer.iterations, kernel.dtype)  # counts the step that was just taken
+        threshold = rates(self.optimizer, kernel, step) * self.strength * (1 - tf.exp(-step / self.ramp))
+        size = tf.norm(kernel, axis=-1, keepdims=True) if self.by_row else tf.abs(kernel)
+        return self.alive * kernel * tf.nn.relu(1 - threshold / tf.maximum(size, 1e-38))
+
+    def get_config(self):
+        """As Keras wants it."""
+        return {"strength": float(self.strength), "by_row": self.by_row, "ramp": float(self.ramp)}
+
+
+def rates(optimizer, variable, step):
+    """What SGD or Adam multiplies the gradient, or its running mean, of a variable by in a step, counted from 1."""
+    if not isinstance(optimizer, K.optimizers.Adam):
+        return optimizer.learning_rate
+    square = optimizer._velocities[optimizer._index_dict[optimizer._var_key(variable)]]
+    correction = tf.sqrt(1 - optimizer.beta_2**step) / (1 - optimizer.beta_1**step)
+    return optimizer.learning_rate * correction / (tf.sqrt(square) + optimizer.epsilon)
+
+
+@K.utils.register_keras_serializable("genlib")
+class RowAdam(K.optimizers.Adam):
+    """Adam with one rate a row of a `Sparse` kernel, so that the proximal step of whole rows has a closed form."""
+
+    def update_step(self, gradient, variable):
+        """As Adam's, with the mean square of a row in place of each entry's."""
+        if not isinstance(variable.constraint, Sparse):
+            return super().update_step(gradient, variable)
+        place, step = self._index_dict[self._var_key(variable)], tf.cast(self.iterations + 1, variable.dtype)
+        mean, square = self._momentums[place], self._velocities[place]
+        mean.assign_add((gradient - mean) * (1 - self.beta_1))
+        square.assign_add((tf.reduce_mean(gradient**2, -1, keepdims=True) - square) * (1 - self.beta_2))
+        variable.assign_sub(mean * rates(self, variable, step))
+
+
+def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
+    """Compile a network of this module.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Features to logits.
+    optimizer : {"sgd", "adam"}
+    learning_rate, momentum : float
+    loss : tf.keras.losses.Loss, optional
+        By default cross-entropy on logits.
+
+    Returns
+    -------
+    tf.keras.Model
+        The same, compiled; a `Sparse` constraint follows its optimizer.
+
+    Raises
+    ------
+    ValueError
+        When the optimizer is not known; any other goes into Keras' own `compile`.
+    """
+    sparse = [layer.kernel_constraint for layer in model.layers if isinstance(getattr(layer, "kernel_constraint", 0), Sparse)]
+    if optimizer == "sgd":
+        chosen = K.optimizers.SGD(learning_rate, momentum)
+    elif optimizer == "adam":
+        chosen = (RowAdam if any(one.by_row for one in sparse) else K.optimizers.Adam)(learning_rate)
+    else:
+        raise ValueError(f"optimizer='{optimizer}': choose 'sgd' or 'adam', or compile the model yourself")
+    for one in sparse:
+        one.bind(chosen)
+    model.compile(chosen, loss or K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
+    """Softmax regression, with the lasso where `l1` is above 0.
+
+    Parameters
+    ----------
+    n_features, n_classes : int
+    l1 : float
+    kernel_regularizer : tf.keras.regularizers.Regularizer, optional
+    **compiled
+        See `finish`.
+
+    Returns
+    -------
+    tf.keras.Model
+        Compiled; (n, n_features) to logits (n, n_classes).
+
+    Examples
+    --------
+    >>> softmax(20, 3).output_shape
+    (None, 3)
+    """
+    sparse = Sparse(l1, by_row=False) if l1 else None
+    last = K.layers.Dense(n_classes, None, True, START, kernel_regularizer=kernel_regularizer, kernel_constraint=sparse)
+    return finish(K.Sequential([K.Input((n_features,)), last]), **compiled)
+
+
+def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
+    """Multilayer perceptron with ReLU layers.
+
+    Parameters
+    ----------
+    n_features, n_classes : int
+    hidden : sequence of int
+        Units of each hidden layer.
+    dropout : float
+        Share of the units of a hidden layer that is dropped.
+    group : float
+        Group lasso of the genes.
+    kernel_regularizer : tf.keras.regularizers.Regularizer, optional
+    **compiled
+        See `finish`.
+
+    Returns
+    -------
+    tf.keras.Model
+        Compiled; (n, n_features) to logits (n, n_classes).
+
+    Examples
+    --------
+    >>> [layer.units for layer in mlp(20, 3, hidden=(8, 4)).layers]
+    [8, 4, 3]
+    """
+    return finish(_dense(n_features, n_classes, hidden, "relu", START, dropout, group, kernel_regularizer), **compiled)
+
+
+def deeptype(n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
+    """DeepType's sigmoid network, whose first layer gives up genes; its rounds of K-means are an option of `bank.train`.
+
+    Parameters
+    ----------
+    n_features, n_classes, hidden, dropout, group, kernel_regularizer, **compiled
+        As `mlp`.
+
+    Returns
+    -------
+    tf.keras.Model
+        Compiled; (n, n_features) to logits (n, n_classes).
+
+    References
+    ----------
+    Chen, Yang, Goodison, Sun: "Deep-learning approach to identifying cancer subtypes using high-dimensional genomic
+    data", Bioinformatics 36(5), 2020.
+
+    Examples
+    --------
+    >>> deeptype(20, 3, group=0.1).layers[0].kernel_constraint.by_row
+    True
+    """
+    layers = _dense(n_features, n_classes, hidden, "sigmoid", DEEPTYPE_START, dropout, group, kernel_regularizer)
+    return finish(layers, **compiled)
+
+
+def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=None, **compiled):
+    """Convolution over neighboring genes, whose kernels move by their own width, before ReLU layers.
+
+    Parameters
+    ----------
+    n_features, n_classes, hidden, dropout, kernel_regularizer, **compiled
+        As `mlp`.
+
+    Returns
+    -------
+    tf.keras.Model
+        Compiled; (n, n_features) to logits (n, n_classes).
+
+    References
+    ----------
+    Mostavi, Chiu, Huang, Chen: "Convolutional neural network models for cancer type prediction based on gene
+    expression", BMC Medical Genomics 13(Suppl 5):44, 2020.
+
+    Examples
+    --------
+    >>> cnn(200, 3).output_shape
+    (None, 3)
+    """
+    options = {"kernel_initializer": START, "kernel_regularizer": kernel_regularizer}
+    front = [
+        K.layers.Reshape((n_features, 1)),
+        K.layers.Conv1D(FILTERS, WIDTH, strides=WIDTH, padding="same", activation="relu", **options),
+        *([K.layers.MaxPooling1D(2)] if n_features > WIDTH else []),
+        K.layers.Flatten(),
+    ]
+    behind = _dense(n_features, n_classes, hidden, "relu", START, dropout, 0.0, kernel_regularizer).layers
+    return finish(K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]), **compiled)
+
+
+NETWORKS = {"softmax": softmax, "mlp": mlp, "deeptype": deeptype, "cnn": cnn}
+
+
+def build(name, n_features, n_classes, **options):
+    """Build a network by its name, as profiles and the command line give it.
+
+    Parameters
+    ----------
+    name : {"softmax", "mlp", "deeptype", "cnn"}
+    n_features, n_classes : int
+    **options
+        Of that function.
+
+    Returns
+    -------
+    tf.keras.Model
+
+    Raises
+    ------
+    ValueError
+        When the name is not known; lists the known.
+
+    Examples
+    --------
+    >>> build("mlp", 20, 3, hidden=[8]).count_params()
+    195
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network '{name}' is not known; choose one of {', '.join(NETWORKS)}")
+    return NETWORKS[name](n_features, n_classes, **options)
+
+
+def _dense(n_features, n_classes, hidden, activation, start, dropout, group, kernel_regularizer):
+    """Dense layers in one line; the first gives up genes where `group` is above 0."""
+    model = K.Sequential([K.Input((n_features,))])
+    options = {"kernel_initializer": start, "kernel_regularizer": kernel_regularizer}
+    for level, units in enumerate(hidden):
+        sparse = Sparse(group, by_row=True) if group and not level else None
+        model.add(K.layers.Dense(units, activation, kernel_constraint=sparse, **options))
+        if dropout:
+            model.add(K.layers.Dropout(dropout))
+    model.add(K.layers.Dense(n_classes, **options))
+    return model
+
+
+def device():
+    """Name the device that trains: the first GPU that TensorFlow sees, else the processor.
+
+    Examples
+    --------
+    >>> device() != ""
+    True
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
