@@ -56,7 +56,10 @@ class SpanDense(Dense):
     def add_kernel(self, shape):
         """Make the coefficients A of the members, and the scale of the start, which decays like them."""
         super().add_kernel((shape[0], shape[1] - self.units, self.units))
-        options = {"regularizer": self.of_kernel.get("regularizer"), "trainable": bool(self.of_kernel.get("regularizer"))}
+        options = {
+            "regularizer": self.of_kernel.get("regularizer"),
+            "trainable": bool(self.of_kernel.get("regularizer")),
+        }
         self.scale = self.add_weight("scale", (shape[0], 1, 1), initializer="ones", **options)
 
     def product(self, x, training):
@@ -176,7 +179,9 @@ class Bank(K.Model):
     def read(self, x, inside=None):
         """Answers (M, n, k) and what the last layer works on (M, n, h); of `inside`, products with the first kernel."""
         self.dense[0].known = inside
-        answers = self(x if inside is None else tf.zeros((*inside.shape[:2], self.input_shape[-1]), inside.dtype), training=False)
+        answers = self(
+            x if inside is None else tf.zeros((*inside.shape[:2], self.input_shape[-1]), inside.dtype), training=False
+        )
         self.dense[0].known = None
         return answers, self.dense[-1].given
 

@@ -111,7 +111,9 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
     ValueError
         When the optimizer is not known; any other goes into Keras' own `compile`.
     """
-    sparse = [layer.kernel_constraint for layer in model.layers if isinstance(getattr(layer, "kernel_constraint", 0), Sparse)]
+    sparse = [
+        layer.kernel_constraint for layer in model.layers if isinstance(getattr(layer, "kernel_constraint", 0), Sparse)
+    ]
     if optimizer == "sgd":
         chosen = K.optimizers.SGD(learning_rate, momentum)
     elif optimizer == "adam":
@@ -124,7 +126,7 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
     return model
 
 
-def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
+def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, ramp=50.0, **compiled):
     """Softmax regression, with the lasso where `l1` is above 0.
 
     Parameters
@@ -132,6 +134,8 @@ def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
     n_features, n_classes : int
     l1 : float
     kernel_regularizer : tf.keras.regularizers.Regularizer, optional
+    ramp : float
+        Steps in which the lasso grows to its strength; see `Sparse`.
     **compiled
         See `finish`.
 
@@ -145,12 +149,12 @@ def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
     >>> softmax(20, 3).output_shape
     (None, 3)
     """
-    sparse = Sparse(l1, by_row=False) if l1 else None
+    sparse = Sparse(l1, False, ramp) if l1 else None
     last = K.layers.Dense(n_classes, None, True, START, kernel_regularizer=kernel_regularizer, kernel_constraint=sparse)
     return finish(K.Sequential([K.Input((n_features,)), last]), **compiled)
 
 
-def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
+def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_regularizer=None, ramp=50.0, **compiled):
     """Multilayer perceptron with ReLU layers.
 
     Parameters
@@ -163,6 +167,8 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     group : float
         Group lasso of the genes.
     kernel_regularizer : tf.keras.regularizers.Regularizer, optional
+    ramp : float
+        Steps in which the group lasso grows to its strength; see `Sparse`.
     **compiled
         See `finish`.
 
@@ -176,15 +182,18 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     >>> [layer.units for layer in mlp(20, 3, hidden=(8, 4)).layers]
     [8, 4, 3]
     """
-    return finish(_dense(n_features, n_classes, hidden, "relu", START, dropout, group, kernel_regularizer), **compiled)
+    sparse = Sparse(group, True, ramp) if group else None
+    return finish(_dense(n_features, n_classes, hidden, "relu", START, dropout, sparse, kernel_regularizer), **compiled)
 
 
-def deeptype(n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
+def deeptype(
+    n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, ramp=50.0, **compiled
+):
     """DeepType's sigmoid network, whose first layer gives up genes; its rounds of K-means are an option of `bank.train`.
 
     Parameters
     ----------
-    n_features, n_classes, hidden, dropout, group, kernel_regularizer, **compiled
+    n_features, n_classes, hidden, dropout, group, kernel_regularizer, ramp, **compiled
         As `mlp`.
 
     Returns
@@ -202,8 +211,9 @@ def deeptype(n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, ke
     >>> deeptype(20, 3, group=0.1).layers[0].kernel_constraint.by_row
     True
     """
-    layers = _dense(n_features, n_classes, hidden, "sigmoid", DEEPTYPE_START, dropout, group, kernel_regularizer)
-    return finish(layers, **compiled)
+    sparse = Sparse(group, True, ramp) if group else None
+    model = _dense(n_features, n_classes, hidden, "sigmoid", DEEPTYPE_START, dropout, sparse, kernel_regularizer)
+    return finish(model, **compiled)
 
 
 def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=None, **compiled):
@@ -236,8 +246,11 @@ def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=No
         *([K.layers.MaxPooling1D(2)] if n_features > WIDTH else []),
         K.layers.Flatten(),
     ]
-    behind = _dense(n_features, n_classes, hidden, "relu", START, dropout, 0.0, kernel_regularizer).layers
-    return finish(K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]), **compiled)
+    behind = _dense(n_features, n_classes, hidden, "relu", START, dropout, None, kernel_regularizer).layers
+    return finish(
+        K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]),
+        **compiled,
+    )
 
 
 NETWORKS = {"softmax": softmax, "mlp": mlp, "deeptype": deeptype, "cnn": cnn}
@@ -272,13 +285,12 @@ def build(name, n_features, n_classes, **options):
     return NETWORKS[name](n_features, n_classes, **options)
 
 
-def _dense(n_features, n_classes, hidden, activation, start, dropout, group, kernel_regularizer):
-    """Dense layers in one line; the first gives up genes where `group` is above 0."""
+def _dense(n_features, n_classes, hidden, activation, start, dropout, sparse, kernel_regularizer):
+    """Dense layers in one line; the first has the constraint `sparse`."""
     model = K.Sequential([K.Input((n_features,))])
     options = {"kernel_initializer": start, "kernel_regularizer": kernel_regularizer}
     for level, units in enumerate(hidden):
-        sparse = Sparse(group, by_row=True) if group and not level else None
-        model.add(K.layers.Dense(units, activation, kernel_constraint=sparse, **options))
+        model.add(K.layers.Dense(units, activation, kernel_constraint=None if level else sparse, **options))
         if dropout:
             model.add(K.layers.Dropout(dropout))
     model.add(K.layers.Dense(n_classes, **options))

@@ -570,7 +570,9 @@ def tf_privacy_model(model, plan, seed, checked=True):
         raise ValueError("TF-Privacy's fit shuffles where the accountant assumes Poisson sampling: set batch_size=None")
     optimizer, loss = model.optimizer, model.loss
     if type(optimizer) is not K.optimizers.SGD or type(loss) is not K.losses.SparseCategoricalCrossentropy:
-        raise ValueError("TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so")
+        raise ValueError(
+            "TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so"
+        )
     if checked:
         refuse_unclipped(model)
     clone = bank.clone(model, seed, masks=False)
@@ -582,7 +584,10 @@ def tf_privacy_model(model, plan, seed, checked=True):
         raise ValueError("TF-Privacy took its slow path, which divides by the drawn number of members")
     config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate) / plan.divisor}
     # The fast path adds its noise to the sum of a reduced loss.
-    private.compile(K.optimizers.SGD.from_config(config), K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"))
+    private.compile(
+        K.optimizers.SGD.from_config(config),
+        K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"),
+    )
     tf.random.set_seed(seed)  # the noise; TensorFlow's warning of a function that AutoGraph leaves alone is right
     tf.get_logger().setLevel("ERROR")
     return private
@@ -614,7 +619,9 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     plan, logits = privacy.mechanism(n, epochs), []
     for m, inside in enumerate(members):
         private = tf_privacy_model(model, plan, int(np.random.SeedSequence([seed, m, 30]).generate_state(1)[0]) >> 1)
-        private.fit(x[inside], labels[inside], batch_size=int(inside.sum()), epochs=plan.steps, shuffle=False, verbose=0)
+        private.fit(
+            x[inside], labels[inside], batch_size=int(inside.sum()), epochs=plan.steps, shuffle=False, verbose=0
+        )
         logits.append(private(x, training=False).numpy())
         K.backend.clear_session()  # Keras keeps the graph of a finished model else
     return np.stack(logits)
