@@ -6,6 +6,7 @@ number of answers that a patient and a pair give is random together, not answer 
 
 import concurrent.futures
 import functools
+import os
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,6 @@ from scipy.special import softmax
 from scipy.stats import norm
 from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
-from genlib import cluster
 
 CONFIDENCE = 0.95
 FPR_LEVELS = (0.1, 0.01, 0.001)
@@ -218,7 +218,7 @@ def _measure(answers, patients, pairs, shared=None):
         table = (pairs[drawn, :, None] * patients[drawn, None, :]).reshape(len(pairs[drawn]), -1)
         return _measure_draws(answers, table, None if shared is None else shared[drawn])
 
-    with concurrent.futures.ThreadPoolExecutor(cluster.threads()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         parts = list(pool.map(part, range(0, len(patients), step)))
     return {name: np.concatenate([values[name] for values in parts]) for name in parts[0]}
 
