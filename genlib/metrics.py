@@ -14,7 +14,6 @@ from scipy.special import softmax
 from scipy.stats import norm
 from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
-
 CONFIDENCE = 0.95
 FPR_LEVELS = (0.1, 0.01, 0.001)
 PRIORS = (0.5, 0.1, 0.01)

@@ -5,14 +5,16 @@ Whoever has a network of their own writes it in Keras; nothing here is needed fo
 
 import tensorflow as tf
 
-# Two runs with one seed give the same numbers on one machine, on a GPU too, at some cost in speed there.
-tf.config.experimental.enable_op_determinism()
+if tf.config.list_physical_devices("GPU"):
+    # Two runs with one seed give the same numbers there too, at some cost in speed.
+    tf.config.experimental.enable_op_determinism()
 
 K = tf.keras
 
 # Gaussian, not Keras' uniform default: a Gaussian start looks the same in every basis of gene space, so that it can be
 # drawn where a network trains. Written as Keras writes it down: one shared initializer would start layers alike.
 START = K.initializers.serialize(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"))
+LAST = K.initializers.serialize(K.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal"))  # before no ReLU
 DEEPTYPE_START = K.initializers.serialize(K.initializers.RandomNormal(stddev=0.02))
 FILTERS, WIDTH = 32, 71  # of the convolution
 
@@ -150,7 +152,7 @@ def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, ramp=50.0, *
     (None, 3)
     """
     sparse = Sparse(l1, False, ramp) if l1 else None
-    last = K.layers.Dense(n_classes, None, True, START, kernel_regularizer=kernel_regularizer, kernel_constraint=sparse)
+    last = K.layers.Dense(n_classes, None, True, LAST, kernel_regularizer=kernel_regularizer, kernel_constraint=sparse)
     return finish(K.Sequential([K.Input((n_features,)), last]), **compiled)
 
 
@@ -183,7 +185,9 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     [8, 4, 3]
     """
     sparse = Sparse(group, True, ramp) if group else None
-    return finish(_dense(n_features, n_classes, hidden, "relu", START, dropout, sparse, kernel_regularizer), **compiled)
+    return finish(
+        _dense(n_features, n_classes, hidden, "relu", (START, LAST), dropout, sparse, kernel_regularizer), **compiled
+    )
 
 
 def deeptype(
@@ -212,7 +216,7 @@ def deeptype(
     True
     """
     sparse = Sparse(group, True, ramp) if group else None
-    model = _dense(n_features, n_classes, hidden, "sigmoid", DEEPTYPE_START, dropout, sparse, kernel_regularizer)
+    model = _dense(n_features, n_classes, hidden, "sigmoid", (DEEPTYPE_START,) * 2, dropout, sparse, kernel_regularizer)
     return finish(model, **compiled)
 
 
@@ -246,7 +250,7 @@ def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=No
         *([K.layers.MaxPooling1D(2)] if n_features > WIDTH else []),
         K.layers.Flatten(),
     ]
-    behind = _dense(n_features, n_classes, hidden, "relu", START, dropout, None, kernel_regularizer).layers
+    behind = _dense(n_features, n_classes, hidden, "relu", (START, LAST), dropout, None, kernel_regularizer).layers
     return finish(
         K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]),
         **compiled,
@@ -285,15 +289,17 @@ def build(name, n_features, n_classes, **options):
     return NETWORKS[name](n_features, n_classes, **options)
 
 
-def _dense(n_features, n_classes, hidden, activation, start, dropout, sparse, kernel_regularizer):
+def _dense(n_features, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):
     """Dense layers in one line; the first has the constraint `sparse`."""
     model = K.Sequential([K.Input((n_features,))])
-    options = {"kernel_initializer": start, "kernel_regularizer": kernel_regularizer}
+    options = {"kernel_regularizer": kernel_regularizer}
     for level, units in enumerate(hidden):
-        model.add(K.layers.Dense(units, activation, kernel_constraint=None if level else sparse, **options))
+        model.add(
+            K.layers.Dense(units, activation, True, starts[0], kernel_constraint=None if level else sparse, **options)
+        )
         if dropout:
             model.add(K.layers.Dropout(dropout))
-    model.add(K.layers.Dense(n_classes, **options))
+    model.add(K.layers.Dense(n_classes, None, True, starts[1], **options))
     return model
 
 

@@ -312,7 +312,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch, n_threads):
     scores, members = twins(np.random.default_rng(13), n_pairs=2, n=60)
     monkeypatch.setattr(metrics, "CHUNK", 700)
     usual = metrics.attack_table(scores, members, np.arange(60) % 2, n_bootstrap=40)
-    monkeypatch.setattr(metrics.cluster, "threads", lambda: n_threads)
+    monkeypatch.setattr(metrics.os, "sched_getaffinity", lambda process: range(n_threads))
     assert metrics.attack_table(scores, members, np.arange(60) % 2, n_bootstrap=40).equals(usual)
 
 
