@@ -75,7 +75,7 @@ class Trained:
     further : list of numpy.ndarray or None
         The weights behind `inside` in Keras' order, from the first bias on, each with a leading axis M.
     model : callable
-        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share; trained again, bit for bit.
+        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share; trained again for it.
     """
 
     logits: np.ndarray
