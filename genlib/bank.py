@@ -76,7 +76,8 @@ class Trained:
     further : list of numpy.ndarray or None
         The weights behind `inside` in Keras' order, from the first bias on, each with a leading axis M.
     model : callable
-        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share. Trained again, bit for bit.
+        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share. It is trained
+        again, bit for bit.
     """
 
     logits: np.ndarray
@@ -323,11 +324,16 @@ def _check(job):
     if job.targets is not None and (
         job.targets.shape != (*members.shape, job.n_classes) or not np.allclose(job.targets.sum(axis=2), 1, atol=1e-4)
     ):
-        raise ValueError(f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1")
+        raise ValueError(
+            f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1"
+        )
     if job.adversary and (members & job.adversary[1]).any():
         raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
     if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
-        raise ValueError(f"start has shapes {[w.shape for w in job.start]}; the model's are {[w.shape for w in job.model.get_weights()]}")
+        raise ValueError(
+            f"start has shapes {[w.shape for w in job.start]}; the model's weights have "
+            f"{[w.shape for w in job.model.get_weights()]}"
+        )
 
 
 # In which form a model trains.
@@ -359,12 +365,18 @@ def _form(job):
 def _why_alone(job):
     """Why models of this kind cannot train side by side, exactly; empty where they can."""
     model, optimizer = job.model, job.model.optimizer
-    if type(model) not in (K.Sequential, K.Sequential.__bases__[0]) or len(model.inputs) != 1 or len(model.outputs) != 1:
+    if (
+        type(model) not in (K.Sequential, K.Sequential.__bases__[0])
+        or len(model.inputs) != 1
+        or len(model.outputs) != 1
+    ):
         return f"the model ({type(model).__name__}) is not a plain graph of layers with one input and one output"
     if not (type(optimizer) in (K.optimizers.SGD, K.optimizers.Adam) or isinstance(optimizer, networks.RowAdam)):
         return f"optimizer {type(optimizer).__name__}"
     config = optimizer.get_config()
-    used = [name for name in ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema") if config.get(name)]
+    used = [
+        name for name in ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema") if config.get(name)
+    ]
     if used:
         return f"optimizer {type(optimizer).__name__} with {', '.join(used)}"
     if model.get_compile_config().get("loss_weights") is not None:
@@ -373,9 +385,15 @@ def _why_alone(job):
         reason = _why_layer_alone(layer)
         if reason:
             return f"layer '{layer.name}' ({type(layer).__name__}) {reason}"
-    if len(model.losses) != sum(getattr(layer, f"{part}_regularizer", None) is not None for layer in model.layers for part in ("kernel", "bias")):
+    if len(model.losses) != sum(
+        getattr(layer, f"{part}_regularizer", None) is not None for layer in model.layers for part in ("kernel", "bias")
+    ):
         return "a layer that adds a loss of its own"
-    return "" if job.loss.stacks else f"loss {type(job.loss.function).__name__} is not taken patient by patient or batch by batch"
+    return (
+        ""
+        if job.loss.stacks
+        else f"loss {type(job.loss.function).__name__} is not taken patient by patient or batch by batch"
+    )
 
 
 def _why_layer_alone(layer):
@@ -389,12 +407,19 @@ def _why_layer_alone(layer):
     if kind in (K.layers.Dense, K.layers.Conv1D):
         regularizers = [layer.kernel_regularizer, layer.bias_regularizer]
         constraints = [one for one in (layer.kernel_constraint, layer.bias_constraint) if one is not None]
-        if any(type(one) not in (type(None), K.regularizers.L1, K.regularizers.L2, K.regularizers.L1L2) for one in regularizers):
+        if any(
+            type(one) not in (type(None), K.regularizers.L1, K.regularizers.L2, K.regularizers.L1L2)
+            for one in regularizers
+        ):
             return "has a regularizer that may look at a whole kernel"
         if any(not isinstance(one, (K.constraints.NonNeg, networks.Sparse)) for one in constraints):
             return "has a constraint that looks at a whole kernel"
     if kind is K.layers.Dense:
-        return "" if layer.input_spec.min_ndim == 2 and len(layer.input.shape) == 2 else "takes more than one row a patient"
+        return (
+            ""
+            if layer.input_spec.min_ndim == 2 and len(layer.input.shape) == 2
+            else "takes more than one row a patient"
+        )
     if kind is K.layers.Conv1D:
         plain = layer.dilation_rate == (1,) and layer.groups == 1 and layer.data_format == "channels_last"
         fits = layer.strides == layer.kernel_size and layer.padding in ("same", "valid")
@@ -413,7 +438,11 @@ def _first(model):
         layer for layer in model.layers if not isinstance(layer, K.layers.InputLayer)
         for node in layer.inbound_nodes for given in tf.nest.flatten(node.input_tensors) if given is model.inputs[0]
     ]  # fmt: skip
-    return takers[0] if len(takers) == 1 and type(takers[0]) is K.layers.Dense and len(takers[0].inbound_nodes) == 1 else None
+    return (
+        takers[0]
+        if len(takers) == 1 and type(takers[0]) is K.layers.Dense and len(takers[0].inbound_nodes) == 1
+        else None
+    )
 
 
 def _first_in_span(model):
@@ -421,7 +450,8 @@ def _first_in_span(model):
     others = [type(layer) for layer in model.layers if layer.weights]
     return bool(
         first and first.trainable and first.kernel_constraint is None and set(others) == {K.layers.Dense}
-        and type(first.kernel_regularizer) in (type(None), K.regularizers.L2) and type(model.optimizer) is K.optimizers.SGD
+        and type(first.kernel_regularizer) in (type(None), K.regularizers.L2)
+        and type(model.optimizer) is K.optimizers.SGD
     )  # fmt: skip
 
 
@@ -433,13 +463,19 @@ def _check_private(job, reason):
     for layer in model.layers:
         known = type(layer) is K.layers.Dense and len(layer.inbound_nodes) == 1 and layer.kernel_constraint is None
         if layer.weights and not known:
-            raise ValueError(f"layer '{layer.name}' ({type(layer).__name__}) is used twice, constrained or no dense layer; {way_out}")
+            raise ValueError(
+                f"layer '{layer.name}' ({type(layer).__name__}) is used twice, constrained or no dense layer; {way_out}"
+            )
     if type(model.optimizer) is not K.optimizers.SGD:
         raise ValueError(f"optimizer {type(model.optimizer).__name__}: private training takes SGD; {way_out}")
     if job.mixup or job.adversary or job.clustering or job.targets is not None:
-        raise ValueError("mixup, adversary, clustering and soft targets use a patient twice, or are learned; leave them out")
+        raise ValueError(
+            "mixup, adversary, clustering and soft targets use a patient twice, or are learned; leave them out"
+        )
     if type(job.loss.function).__call__ is not K.losses.Loss.__call__:
-        raise ValueError(f"loss {type(job.loss.function).__name__} mixes the patients of a batch; take one of each patient")
+        raise ValueError(
+            f"loss {type(job.loss.function).__name__} mixes the patients of a batch; take one of each patient"
+        )
     moved = job.x[:3] + np.eye(3, 1, dtype=job.x.dtype)[: len(job.x[:3])]
     if not np.allclose(model(job.x[:3])[1:], model(moved)[1:]):
         raise ValueError(f"a layer of this model mixes the patients of a batch; {way_out}")
@@ -494,7 +530,9 @@ def _loss_stacks(loss, integers, k):
     targets, weights = labels if integers else np.eye(k, dtype=floatx)[labels], np.full((2, 3), 1 / 3, floatx)
     try:
         both = np.sum(loss(targets, answers, sample_weight=weights))
-        return bool(np.isclose(both, sum(np.sum(loss(targets[m], answers[m], sample_weight=weights[m])) for m in (0, 1))))
+        return bool(
+            np.isclose(both, sum(np.sum(loss(targets[m], answers[m], sample_weight=weights[m])) for m in (0, 1)))
+        )
     except (ValueError, TypeError, tf.errors.InvalidArgumentError):
         return False
 
@@ -514,8 +552,10 @@ def deviation(initializer, shape):
 
     Examples
     --------
-    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3)), deviation(K.initializers.GlorotUniform(), (8, 3))
-    (0.5, None)
+    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3))
+    0.5
+    >>> deviation(K.initializers.GlorotUniform(), (8, 3)) is None
+    True
     """
     if isinstance(initializer, K.initializers.Zeros):
         return 0.0
@@ -523,7 +563,11 @@ def deviation(initializer, shape):
         return float(initializer.stddev)
     if isinstance(initializer, K.initializers.VarianceScaling) and initializer.distribution == "untruncated_normal":
         patch = int(np.prod(shape[:-2]))
-        fans = {"fan_in": patch * shape[-2], "fan_out": patch * shape[-1]} if len(shape) > 1 else dict.fromkeys(("fan_in", "fan_out"), shape[0])
+        fans = (
+            {"fan_in": patch * shape[-2], "fan_out": patch * shape[-1]}
+            if len(shape) > 1
+            else dict.fromkeys(("fan_in", "fan_out"), shape[0])
+        )
         fans["fan_avg"] = (fans["fan_in"] + fans["fan_out"]) / 2
         return float(np.sqrt(initializer.scale / max(1.0, fans[initializer.mode])))
     return None
@@ -533,7 +577,11 @@ def _draw(initializer, shape, rng, rows=None):
     """Draw a weight by its initializer; `rows` of a Gaussian one, where it is drawn in another basis."""
     spread, floatx = deviation(initializer, shape), K.backend.floatx()
     if spread is not None:
-        drawn = rng.standard_normal((rows or shape[0], *shape[1:]), dtype=np.float32) if spread else np.zeros((rows or shape[0], *shape[1:]))
+        drawn = (
+            rng.standard_normal((rows or shape[0], *shape[1:]), dtype=np.float32)
+            if spread
+            else np.zeros((rows or shape[0], *shape[1:]))
+        )
         return drawn.astype(floatx) * np.asarray(spread, floatx)
     config = initializer.get_config()
     if "seed" in config and config["seed"] is None:
@@ -567,7 +615,12 @@ def _describe(thing):
         return results.digest(np.asarray(thing))
     if inspect.isfunction(thing):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        return [thing.__qualname__, thing.__code__.co_code.hex(), [str(one) for one in thing.__code__.co_consts], _describe(cells)]
+        return [
+            thing.__qualname__,
+            thing.__code__.co_code.hex(),
+            [str(one) for one in thing.__code__.co_consts],
+            _describe(cells),
+        ]
     named = [f"{type(thing).__module__}.{type(thing).__qualname__}"]
     if named[0].startswith(("keras.", "genlib.")):
         return named + [_describe(thing.get_config())]
@@ -726,7 +779,9 @@ def _batches(job, m, n, seed=None):
     """Positions among the n members, and sizes; all models take as many steps, in rows of one width."""
     if job.plan is not None:
         rows, sizes = draw_poisson(n, job.plan, rng_of(job.seed, m, 14))
-        width = job.most if job.plan.rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, job.plan.rate))
+        width = (
+            job.most if job.plan.rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, job.plan.rate))
+        )
     else:
         per_epoch = -(-job.most // (job.batch_size or job.most))
         rows, sizes = draw_batches(n, job.epochs, per_epoch, seed or (None if job.seed is None else [job.seed, m, 6]))
@@ -735,14 +790,16 @@ def _batches(job, m, n, seed=None):
 
 
 def _steps(job, m, space, masks_of, seed=None):
-    """All that the steps of model m need, each with a leading axis of steps; what only fills a row up weighs nothing."""
+    """All that the steps of model m need, with a leading axis of steps; what only fills a row up weighs nothing."""
     who = np.flatnonzero(job.members[m])
     rows, sizes = _batches(job, m, len(who), seed)
     counts = np.arange(rows.shape[1]) < sizes[:, None]
     patients, shares = who[rows], np.ones((*rows.shape, 1), job.x.dtype)
     rows = rows[..., None]
     targets = _targets(job, m, patients)
-    weights = counts / np.maximum(sizes[:, None], 1) if job.loss.mean and job.plan is None else counts.astype(job.x.dtype)
+    weights = (
+        counts / np.maximum(sizes[:, None], 1) if job.loss.mean and job.plan is None else counts.astype(job.x.dtype)
+    )
     if job.class_weight is not None:
         named = job.targets is None
         weights = weights * (job.class_weight[job.labels[patients]] if named else targets @ job.class_weight)
@@ -761,7 +818,9 @@ def _steps(job, m, space, masks_of, seed=None):
     if job.adversary:
         drawn = np.random.default_rng([_number(job.seed, m), 26]).integers(0, len(space.others), rows.shape[:2])
         found["others"] = space.others[drawn][..., None].astype(np.int32)
-        found["others_targets"] = _targets(dataclasses.replace(job, targets=None), m, np.flatnonzero(job.adversary[1])[drawn])
+        found["others_targets"] = _targets(
+            dataclasses.replace(job, targets=None), m, np.flatnonzero(job.adversary[1])[drawn]
+        )
     return found | {"weights": weights.astype(job.x.dtype)}
 
 
@@ -819,7 +878,8 @@ def _in_span(job, m):
 
     return _Space(
         table, np.arange(len(who)), [np.zeros((job.most, first.units), job.x.dtype), *start[1:]],
-        lambda kernel, scale: job.inner[:, filled] @ kernel + scale * begun, on_features, job.most + np.arange(len(known)),
+        lambda kernel, scale: job.inner[:, filled] @ kernel + scale * begun, on_features,
+        job.most + np.arange(len(known)),
     )  # fmt: skip
 
 
@@ -868,7 +928,7 @@ def factor(inner, scale=0.0):
 
 
 def _in_members_span(job, m):
-    """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less of it.
+    """Coordinates of the members in their own span: noise is as isotropic as on features, and less is drawn.
 
     What happens outside of that span cannot affect training. It is drawn at the end, with the variance that start and
     noise would have gathered there; without it the weights would show who spans them.
@@ -888,7 +948,9 @@ def _in_members_span(job, m):
     spread = deviation(first.kernel_initializer, first.kernel.shape) if job.start is None else None
     start = _start(job, m, None if spread is None else job.most)
     axes = functools.cache(lambda: axes_of(job.x[who].astype(np.float64)))
-    known = None if spread is not None else kept * start[0].astype(np.float64)  # what decay leaves of a start on features
+    known = (
+        None if spread is not None else kept * start[0].astype(np.float64)
+    )  # what decay leaves of a start on features
     if known is not None:
         start[0] = np.pad(axes() @ start[0], ((0, job.most - rank), (0, 0)))
     scale = gathered if known is not None else float(np.hypot(gathered, kept * spread))
@@ -991,8 +1053,8 @@ def _trained(job, missing, weights=False):
     made = [job.loss, job.on_device]
     if job.form == "span":
         made += [job.inner, job.coordinates if job.plan is None else None]
-    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads would
-    # be in their way, and share out a product as they are free: not the same bits each time.
+    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads
+    # would be in their way, and share out a product as they are free: not the same bits each time.
     with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads()) as pool:
         for found in pool.map(lambda piece: work(job, piece, size, weights), pieces):
             yield from found
@@ -1105,9 +1167,12 @@ def _train_chunk(job, models, size, weights):
 
 def _stacked(parts):
     """Stack what each model's steps need, (steps, M, ...); a wider Poisson batch than usual widens all."""
+
     def stack(*arrays):
         shape = np.max([array.shape for array in arrays], axis=0)
-        return np.stack([np.pad(a, [(0, to - at) for at, to in zip(a.shape, shape, strict=True)]) for a in arrays], axis=1)
+        return np.stack(
+            [np.pad(a, [(0, to - at) for at, to in zip(a.shape, shape, strict=True)]) for a in arrays], axis=1
+        )
 
     return tf.nest.map_structure(stack, *parts)
 
@@ -1149,10 +1214,14 @@ def _run_private(job, bank, table, steps, models):
         count = len(part["rows"])
         noise = [_noise(rng, count, sum(sizes), job) for rng in rngs]
         if count < length:  # filled up to one length, so that one compiled function serves all parts
-            part, noise = tf.nest.map_structure(lambda values: np.resize(values, (length, *values.shape[1:])), (part, noise))  # noqa: B023
+            part, noise = tf.nest.map_structure(
+                lambda values: np.resize(values, (length, *values.shape[1:])), (part, noise)
+            )  # noqa: B023
         cuts = np.cumsum(sizes)[:-1]
         by_variable = zip(*[np.split(drawn, cuts, axis=1) for drawn in noise], strict=True)
-        part["noise"] = [np.stack(d, 1).reshape(length, len(models), *s) for d, s in zip(by_variable, shapes, strict=True)]
+        part["noise"] = [
+            np.stack(d, 1).reshape(length, len(models), *s) for d, s in zip(by_variable, shapes, strict=True)
+        ]
         bank.compiled("train_step", (table, part, np.int32(count)))
     bank.optimizer.finalize_variable_values(bank.trainable_variables)
 
@@ -1174,7 +1243,12 @@ def _cluster(job, first_phase, models, spaces, table, size, masks_of):
             to.assign(value)
         if isinstance(ours.kernel.constraint, networks.Sparse):
             ours.kernel.constraint.ramp.assign(1e-7)  # at full strength from the first step
-            ours.kernel.constraint.alive.assign(tf.cast(tf.broadcast_to(tf.reduce_any(ours.kernel != 0, -1, keepdims=True), ours.kernel.shape), ours.kernel.dtype))
+            ours.kernel.constraint.alive.assign(
+                tf.cast(
+                    tf.broadcast_to(tf.reduce_any(ours.kernel != 0, -1, keepdims=True), ours.kernel.shape),
+                    ours.kernel.dtype,
+                )
+            )
     for turn in range(plan.rounds):
         representation = _answers(job, bank, spaces)[1]
         parts = []
@@ -1195,21 +1269,24 @@ def _cluster(job, first_phase, models, spaces, table, size, masks_of):
 
 
 def _answers(job, bank, spaces):
-    """What the models of a bank answer about all rows, what their last layers work on, and products with the first kernel."""
+    """What the models answer about all rows, what their last layers work on, and products with the first kernel."""
     first = bank.dense[0]
     if _first(job.model) is None:
         answers, last = bank.compiled("read", tf.constant(job.x)[None])
         return answers.numpy(), last.numpy(), None
     kernels = [first.kernel.numpy()] + ([first.scale.numpy()[:, 0, 0]] if isinstance(first, layers.SpanDense) else [])
     inside = np.stack([space.inside(*of) for space, *of in zip(spaces, *kernels, strict=True)])
-    shifts = [np.zeros((), job.x.dtype) if space.shift is None else space.shift @ kernel for space, kernel in zip(spaces, kernels[0], strict=True)]
+    shifts = [
+        np.zeros((), job.x.dtype) if space.shift is None else space.shift @ kernel
+        for space, kernel in zip(spaces, kernels[0], strict=True)
+    ]
     centered = inside - np.stack([np.broadcast_to(shift, inside.shape[-1:]) for shift in shifts])[:, None]
     answers, last = bank.compiled("read", tf.zeros((1, 1, 1), inside.dtype), tf.constant(centered.astype(job.x.dtype)))
     return answers.numpy(), last.numpy(), inside
 
 
 def _read(job, bank, models, spaces, weights):
-    """Logits, products with the first kernel and further weights of each model; all weights on features where asked for."""
+    """Logits, products with the first kernel and further weights of each model; `weights` on features if asked for."""
     answers, _, inside = _answers(job, bank, spaces)
     logits = _as_logits(job.model, answers)
     for place, m in enumerate(models):
@@ -1228,7 +1305,10 @@ def _read(job, bank, models, spaces, weights):
             found |= {"inside": inside[place]} | {f"further_{i}": value for i, value in enumerate(kept[1:])}
         if weights:
             shapes = [w.shape for w in job.model.get_weights()]
-            found |= {f"weights_{i}": np.reshape(value, shape) for i, (value, shape) in enumerate(zip(kept, shapes, strict=True))}
+            found |= {
+                f"weights_{i}": np.reshape(value, shape)
+                for i, (value, shape) in enumerate(zip(kept, shapes, strict=True))
+            }
         yield m, found
 
 
@@ -1250,7 +1330,9 @@ def clone(model, seed, masks=True):
     def seeded(config):
         if isinstance(config, dict):
             config = {name: seeded(value) for name, value in config.items()}
-            return config | {"seed": int(rng.integers(2**31))} if "seed" in config and config["seed"] is None else config
+            return (
+                config | {"seed": int(rng.integers(2**31))} if "seed" in config and config["seed"] is None else config
+            )
         return [seeded(value) for value in config] if isinstance(config, (list, tuple)) else config
 
     def copy_of(layer):
@@ -1258,7 +1340,10 @@ def clone(model, seed, masks=True):
             return layers.Dropout(layer.rate, name=layer.name)
         return type(layer).from_config(seeded(layer.get_config()))
 
-    if isinstance(model, K.Sequential.__bases__[0]) and type(model).get_config in (K.Sequential.get_config, K.Sequential.__bases__[0].get_config):
+    if isinstance(model, K.Sequential.__bases__[0]) and type(model).get_config in (
+        K.Sequential.get_config,
+        K.Sequential.__bases__[0].get_config,
+    ):
         return K.models.clone_model(model, clone_function=copy_of)
     fresh = type(model).from_config(seeded(model.get_config()))
     fresh.build((None, model.input_shape[-1]))
@@ -1269,7 +1354,7 @@ _alone = threading.local()
 
 
 def _worker(job):
-    """This thread's copy of the model, compiled, with its steps and how they begin."""
+    """A copy of the model for this thread, compiled, with its steps and how they begin."""
     # An optimizer of Keras' former kind makes its memory at the first step, so each model gets a new one.
     if getattr(_alone, "job", None) is job and hasattr(_alone.optimizer, "build"):
         return _alone
@@ -1305,7 +1390,11 @@ def _train_alone(job, models, size, weights):
         x = (steps["shares"][t, :count, :, None] * job.x[steps["rows"][t, :count]]).sum(axis=1)
         if hasattr(job.loss.function, "epoch"):
             job.loss.function.epoch.assign(t // per_epoch)
-        own = np.ones(count, job.x.dtype) if job.class_weight is None else steps["weights"][t, :count] * (count if job.loss.mean else 1)
+        own = (
+            np.ones(count, job.x.dtype)
+            if job.class_weight is None
+            else steps["weights"][t, :count] * (count if job.loss.mean else 1)
+        )
         data = (x, steps["targets"][t, :count], own, [mask[t, :count] for mask in steps["masks"]])
         _take_step(work, tf.nest.map_structure(tf.constant, data))
     if hasattr(work.optimizer, "finalize_variable_values"):
@@ -1319,7 +1408,9 @@ def _take_step(work, data):
     except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
         if "XLA" not in str(error) and "compil" not in str(error).lower() and "determinis" not in str(error).lower():
             raise
-        say("A layer of this model cannot be compiled by XLA: it trains without, and last bits may differ when repeated")
+        say(
+            "A layer of this model cannot be compiled by XLA: it trains without, and last bits may differ when repeated"
+        )
         work.step = work.slow
         work.step(*data)
 
@@ -1332,7 +1423,9 @@ def _reset(optimizer, model):
     for value in optimizer.variables:
         if "learning_rate" not in value.name:
             value.assign(tf.zeros_like(value))
-    for average, value in zip(getattr(optimizer, "_model_variables_moving_average", []), model.trainable_variables, strict=False):
+    for average, value in zip(
+        getattr(optimizer, "_model_variables_moving_average", []), model.trainable_variables, strict=False
+    ):
         average.assign(value)
 
 
@@ -1370,7 +1463,11 @@ def _model_again(job, m):
             config["kernel_constraint"] = None
         return type(layer).from_config(config)
 
-    model = clone(job.model, 0, masks=False) if job.form == "alone" else K.models.clone_model(job.model, clone_function=plain)
+    model = (
+        clone(job.model, 0, masks=False)
+        if job.form == "alone"
+        else K.models.clone_model(job.model, clone_function=plain)
+    )
     model.set_weights(weights)
     optimizer, loss = job.model.optimizer, job.model.loss
     if all(isinstance(one, str) or type(one).__module__.startswith("keras.") for one in (optimizer, loss)):

@@ -1,4 +1,4 @@
-"""M networks side by side: Keras layers with a leading axis of models, and the model whose one step is a whole training.
+"""M networks side by side: Keras layers with a leading axis of models, and the model whose one step is a training.
 
 A compiled Keras model is the blueprint. `stack` clones it, and gives every dense layer (and every convolution that
 moves by its own width) a kernel for each model; all other layers, the optimizer, the loss, regularizers and constraints
@@ -56,7 +56,10 @@ class SpanDense(Dense):
     def add_kernel(self, shape):
         """Make the coefficients A of the members, and the scale of the start, which decays like them."""
         super().add_kernel((shape[0], shape[1] - self.units, self.units))
-        options = {"regularizer": self.of_kernel.get("regularizer"), "trainable": bool(self.of_kernel.get("regularizer"))}
+        options = {
+            "regularizer": self.of_kernel.get("regularizer"),
+            "trainable": bool(self.of_kernel.get("regularizer")),
+        }
         self.scale = self.add_weight("scale", (shape[0], 1, 1), initializer="ones", **options)
 
     def product(self, x, training):
@@ -72,7 +75,7 @@ class SpanDense(Dense):
 
 
 class Convolution(Dense):
-    """M convolutions that move by their own width, so that each patch is a row: (M, b, length, c) to (M, b, patches, units)."""
+    """M convolutions that move by their own width: each patch is a row. (M, b, length, c) to (M, b, patches, units)."""
 
     def __init__(self, units, width, padding, **options):
         super().__init__(units, **options)
@@ -147,7 +150,7 @@ class SGD(K.optimizers.SGD):
 
 
 def mix(table, rows, shares):
-    """Rows of a table, one for all (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
+    """Mix rows of a table, one for all (n, d) or one a model (M, n, d): row j is sum_p shares[j, p] table[rows[j, p]]."""
     return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=2)
 
 
@@ -176,7 +179,9 @@ class Bank(K.Model):
     def read(self, x, inside=None):
         """Answers (M, n, k) and what the last layer works on (M, n, h); of `inside`, products with the first kernel."""
         self.dense[0].known = inside
-        answers = self(x if inside is None else tf.zeros((*inside.shape[:2], self.input_shape[-1]), inside.dtype), training=False)
+        answers = self(
+            x if inside is None else tf.zeros((*inside.shape[:2], self.input_shape[-1]), inside.dtype), training=False
+        )
         self.dense[0].known = None
         return answers, self.dense[-1].given
 
@@ -220,7 +225,7 @@ class Bank(K.Model):
 
 
 class ClusterBank(Bank):
-    """DeepType's second phase (Chen et al. 2020): what the last layer works on is drawn to `centers`, by their weight."""
+    """DeepType's second phase (Chen et al. 2020): what the last layer works on is drawn to `centers`."""
 
     def loss_of(self, x, logits, step):
         """The loss, and the squared distances to the centers."""
@@ -229,7 +234,7 @@ class ClusterBank(Bank):
 
 
 class AdversarialBank(Bank):
-    """Adversarial regularization (Nasr, Shokri, Houmansadr, CCS 2018): attackers learn beside the models, which resist."""
+    """Adversarial regularization (Nasr, Shokri, Houmansadr, CCS 2018): attackers learn beside models that resist."""
 
     def oppose(self, attacker, optimizer, strength):
         """Give the attackers' network, (M, b, 2 k) to (M, b, 1), its optimizer, and how much the models resist."""
@@ -285,7 +290,7 @@ class PrivateBank(Bank):
         return tf.sqrt(squares)
 
     def clipped(self, x, step):
-        """Sums over the patients in the variables' order, and the norms. A norm that is not finite leaves its patient out."""
+        """Sums over the patients in the variables' order, and norms; one that is not finite leaves its patient out."""
         given, errors = self.errors(x, step)
         norms = self.norms(given, errors) if self.same_mask else self.norms(*self.errors(x, step, training=False))
         finite = tf.math.is_finite(norms)

@@ -19,7 +19,7 @@ FILTERS, WIDTH = 32, 71  # of the convolution
 
 @K.utils.register_keras_serializable("genlib")
 class Sparse(K.constraints.Constraint):
-    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each step of the optimizer.
+    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each of the optimizer.
 
     Parameters
     ----------
@@ -111,7 +111,9 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
     ValueError
         When the optimizer is not known; any other goes into Keras' own `compile`.
     """
-    sparse = [layer.kernel_constraint for layer in model.layers if isinstance(getattr(layer, "kernel_constraint", 0), Sparse)]
+    sparse = [
+        layer.kernel_constraint for layer in model.layers if isinstance(getattr(layer, "kernel_constraint", 0), Sparse)
+    ]
     if optimizer == "sgd":
         chosen = K.optimizers.SGD(learning_rate, momentum)
     elif optimizer == "adam":
@@ -180,7 +182,7 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
 
 
 def deeptype(n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
-    """DeepType's sigmoid network, whose first layer gives up genes; its rounds of K-means are an option of `bank.train`.
+    """DeepType's sigmoid network, whose first layer gives up genes; K-means is an option of `bank.train`.
 
     Parameters
     ----------
@@ -237,7 +239,10 @@ def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=No
         K.layers.Flatten(),
     ]
     behind = _dense(n_features, n_classes, hidden, "relu", START, dropout, 0.0, kernel_regularizer).layers
-    return finish(K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]), **compiled)
+    return finish(
+        K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]),
+        **compiled,
+    )
 
 
 NETWORKS = {"softmax": softmax, "mlp": mlp, "deeptype": deeptype, "cnn": cnn}

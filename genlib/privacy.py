@@ -391,8 +391,8 @@ def statement(privacy, plan, panel=None, released=False):
     )
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
-        f"training with any one patient or without gives models that are hard to tell apart. It covers the {plan.steps} "
-        f"gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
+        f"training with any one patient or without gives models that are hard to tell apart. It covers the "
+        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
         f"{plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
         f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
         "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
@@ -570,19 +570,25 @@ def tf_privacy_model(model, plan, seed, checked=True):
         raise ValueError("TF-Privacy's fit shuffles where the accountant assumes Poisson sampling: set batch_size=None")
     optimizer, loss = model.optimizer, model.loss
     if type(optimizer) is not K.optimizers.SGD or type(loss) is not K.losses.SparseCategoricalCrossentropy:
-        raise ValueError("TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so")
+        raise ValueError(
+            "TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so"
+        )
     if checked:
         refuse_unclipped(model)
     clone = bank.clone(model, seed, masks=False)
     private = DPModel(
         inputs=clone.inputs, outputs=clone.outputs, l2_norm_clip=plan.clip_norm,
-        noise_multiplier=plan.noise_multiplier, layer_registry=layer_registry.make_default_layer_registry(), use_xla=False,
+        noise_multiplier=plan.noise_multiplier, layer_registry=layer_registry.make_default_layer_registry(),
+        use_xla=False,
     )  # fmt: skip
     if not private._enable_fast_peg_computation:
         raise ValueError("TF-Privacy took its slow path, which divides by the drawn number of members")
     config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate) / plan.divisor}
     # The fast path adds its noise to the sum of a reduced loss.
-    private.compile(K.optimizers.SGD.from_config(config), K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"))
+    private.compile(
+        K.optimizers.SGD.from_config(config),
+        K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"),
+    )
     tf.random.set_seed(seed)  # the noise; TensorFlow's warning of a function that AutoGraph leaves alone is right
     tf.get_logger().setLevel("ERROR")
     return private
@@ -614,7 +620,9 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     plan, logits = privacy.mechanism(n, epochs), []
     for m, inside in enumerate(members):
         private = tf_privacy_model(model, plan, int(np.random.SeedSequence([seed, m, 30]).generate_state(1)[0]) >> 1)
-        private.fit(x[inside], labels[inside], batch_size=int(inside.sum()), epochs=plan.steps, shuffle=False, verbose=0)
+        private.fit(
+            x[inside], labels[inside], batch_size=int(inside.sum()), epochs=plan.steps, shuffle=False, verbose=0
+        )
         logits.append(private(x, training=False).numpy())
         K.backend.clear_session()  # Keras keeps the graph of a finished model else
     return np.stack(logits)
