@@ -281,6 +281,8 @@ def _job(model, x, labels, members, *, epochs, batch_size, seed, privacy=None, n
     x = np.ascontiguousarray(x, K.backend.floatx())
     if options.get("class_weight") is not None:
         options["class_weight"] = np.asarray(options["class_weight"], x.dtype)
+    if isinstance(options.get("clustering"), dict):
+        options["clustering"] = Clustering(**options["clustering"])  # as profiles have it
     plan = _plan(privacy, n, epochs, batch_size, fault)
     job = _Job(model, x, np.asarray(labels), np.asarray(members), epochs, batch_size, seed, plan=plan, **options)
     _check(job)
@@ -331,8 +333,7 @@ def _check(job):
         raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
     if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
         raise ValueError(
-            f"start has shapes {[w.shape for w in job.start]}; the model's weights have "
-            f"{[w.shape for w in job.model.get_weights()]}"
+            f"start has shapes {[w.shape for w in job.start]}; the model's are {[w.shape for w in job.model.get_weights()]}"
         )
 
 
@@ -1047,7 +1048,7 @@ def _trained(job, missing, weights=False):
     """Train the missing models, and give each as it is finished: its number, and arrays by name."""
     if not missing:
         return
-    work, size = (_train_alone, 1) if job.form == "alone" else (_train_chunk, _chunk_size(job))
+    work, size = (_train_alone, 1) if job.form == "alone" else (_train_chunk, 1 if weights else _chunk_size(job))
     pieces = [missing[i : i + size] for i in range(0, len(missing), size)]
     # Made once, before threads ask for it.
     made = [job.loss, job.on_device]

@@ -22,8 +22,8 @@ def measure(what, threads=None, **options):
     Parameters
     ----------
     what : str
-        Name of a measurement below: ``"bank"``, ``"private_bank"``, ``"steps"``, ``"basis"``, ``"attack"`` or
-        ``"products"``.
+        Name of a measurement below: ``"bank"``, ``"keras"``, ``"private_bank"``, ``"steps"``,
+        ``"inner_products"``, ``"attack"`` or ``"products"``.
     threads : int, optional
         Threads that TensorFlow may use for one operation; its own choice (all cores) by default.
     **options
@@ -57,12 +57,10 @@ def _patients(n_patients, n_genes):
     return rng.standard_normal((n_patients, n_genes), dtype=np.float32), rng.integers(0, N_CLASSES, n_patients)
 
 
-def bank(n_models=64, n_genes=20_000, engine="auto", coordinates=False, n_patients=N_PATIENTS, recipe=None):
-    """Seconds that a bank of models takes, after one small bank that warms up; decomposition included.
+def bank(n_models=64, n_genes=20_000, n_patients=N_PATIENTS, network="mlp", options=None, training=None):
+    """Seconds that a bank of models takes in a fresh process, compilation and inner products included.
 
-    With `coordinates` the features are replaced by the patients' coordinates in row space, as the middle step between
-    Keras on genes and the engine of this study. A `recipe`, fields of a `genlib.recipes.Recipe`, takes the place of the
-    usual one.
+    `options` and `training` are what `genlib.networks` and `genlib.bank.train` take, of the usual network by default.
 
     Examples
     --------
@@ -70,41 +68,60 @@ def bank(n_models=64, n_genes=20_000, engine="auto", coordinates=False, n_patien
     2
     """
     from genlib import bank as banks
-    from genlib import engine as engines
-    from genlib import membership
-    from genlib.recipes import Recipe
+    from genlib import membership, networks
 
     features, labels = _patients(n_patients, n_genes)
-    if coordinates:
-        features = engines.basis(features)[0]
-    usual = {"hidden": (256,), "epochs": 30, "batch_size": 32, "learning_rate": 0.001}
-    recipe = Recipe(**(recipe or usual))
+    model = networks.build(network, n_genes, N_CLASSES, **(options or {"learning_rate": 0.001}))
     members = membership.paired_halves(np.zeros(n_patients, int), n_models, seed=0)
-    options = {"engine": engine, "progress": False}
-    banks.train(features, labels, members[:2], recipe, 1, **options)
+    training = training or {"epochs": 30, "batch_size": 32}
     start = time.perf_counter()
-    banks.train(features, labels, members, recipe, 0, **options)
-    return {"seconds": time.perf_counter() - start, "n_models": n_models}
+    banks.train(model, features, labels, members, seed=0, progress=False, **training)
+    seconds = {"seconds": time.perf_counter() - start, "n_models": n_models}
+    start = time.perf_counter()
+    banks.train(model, features, labels, members, seed=1, progress=False, **training)
+    return seconds | {"seconds_again": time.perf_counter() - start}
 
 
-def basis(n_genes=20_000, n_patients=N_PATIENTS):
-    """Seconds that the one-off decomposition takes.
+def keras(n_models=4, n_genes=20_000, n_patients=N_PATIENTS, network="mlp", options=None, training=None):
+    """Seconds that Keras' own `fit` takes, one model after the other, as a reader would write it.
 
     Examples
     --------
-    >>> basis(n_genes=100, n_patients=20)["seconds"] > 0
+    >>> keras(n_models=1, n_genes=90)["n_models"]
+    1
+    """
+    from genlib import membership, networks
+
+    features, labels = _patients(n_patients, n_genes)
+    members = membership.paired_halves(np.zeros(n_patients, int), 2 * n_models, seed=0)
+    training = {"epochs": 30, "batch_size": 32} | (training or {})
+    training = {"epochs": training["epochs"], "batch_size": training["batch_size"] or n_patients, "verbose": 0}
+    start = time.perf_counter()
+    for m in range(n_models):
+        model = networks.build(network, n_genes, N_CLASSES, **(options or {"learning_rate": 0.001}))
+        model.fit(features[members[m]], labels[members[m]], **training)
+        model(features)
+    return {"seconds": time.perf_counter() - start, "n_models": n_models}
+
+
+def inner_products(n_genes=20_000, n_patients=N_PATIENTS):
+    """Seconds of what looks at genes, once a cohort: inner products of all patients, and a Cholesky factor of them.
+
+    Examples
+    --------
+    >>> inner_products(n_genes=100, n_patients=20)["seconds"] > 0
     True
     """
-    from genlib import engine
+    from genlib import bank as banks
 
     features, _ = _patients(n_patients, n_genes)
     start = time.perf_counter()
-    engine.prepare(features, in_row_space=True)
+    banks.factor(features @ features.T)
     return {"seconds": time.perf_counter() - start}
 
 
 def private_bank(kind="private", n_models=32, n_genes=20_000, batch_size=None, steps=60, n_patients=N_PATIENTS):
-    """Seconds that a bank of privately trained models takes, and what of it is clipping and noise.
+    """Seconds that a bank of privately trained models takes, compilation included, and what of it is clipping and noise.
 
     Parameters
     ----------
@@ -121,23 +138,24 @@ def private_bank(kind="private", n_models=32, n_genes=20_000, batch_size=None, s
     2
     """
     from genlib import bank as banks
-    from genlib import membership
-    from genlib.recipes import Privacy, Recipe
+    from genlib import membership, networks
+    from genlib.privacy import Privacy
 
     features, labels = _patients(n_patients, n_genes)
     nominal = n_patients // 2
     epochs = steps if batch_size is None else max(1, steps * batch_size // nominal)
-    promise = None if kind == "plain" else Privacy(1.0)
-    recipe = Recipe("mlp", (256,), epochs, batch_size, learning_rate=0.001, momentum=0.9, privacy=promise)
+    model = networks.mlp(n_genes, N_CLASSES, learning_rate=0.001, momentum=0.9)
     members = membership.paired_halves(np.zeros(n_patients, int), n_models, seed=0)
-    options = {"progress": False}
-    if promise:
+    options = {"epochs": epochs, "batch_size": batch_size, "progress": False}
+    if kind != "plain":
         left_out = {"same form": "no clipping, no noise", "clipped": "no noise", "private": None}
-        options |= {"n": nominal, "fault": left_out[kind]}
-    banks.train(features, labels, members[:2], recipe, 1, **options)
+        options |= {"privacy": Privacy(1.0), "n": nominal, "fault": left_out[kind]}
     start = time.perf_counter()
-    banks.train(features, labels, members, recipe, 0, **options)
-    return {"seconds": time.perf_counter() - start, "n_models": n_models}
+    banks.train(model, features, labels, members, seed=0, **options)
+    seconds = {"seconds": time.perf_counter() - start, "n_models": n_models}
+    start = time.perf_counter()
+    banks.train(model, features, labels, members, seed=1, **options)
+    return seconds | {"seconds_again": time.perf_counter() - start}
 
 
 def steps(path, n_genes=20_000, batch_size=64, n_steps=5):
@@ -171,12 +189,11 @@ def _tensorflow_step(path, n_genes):
     from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPModel
     from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized as vectorized
 
-    from genlib import models
-    from genlib.recipes import Recipe
+    from genlib import networks
 
     private = {"l2_norm_clip": 1.0, "noise_multiplier": 1.0}
     tf.random.set_seed(0)
-    optimizer, reduction, options = tf.keras.optimizers.SGD(0.001), "sum", {"model_class": DPModel, **private}
+    optimizer, reduction, options = tf.keras.optimizers.SGD(0.001), "sum", dict(private)
     if path == "keras":
         options = {}
     elif path == "fast":
@@ -186,7 +203,8 @@ def _tensorflow_step(path, n_genes):
     else:
         optimizer, reduction = vectorized.VectorizedDPKerasSGDOptimizer(**private, learning_rate=0.001), "none"
         options = {}
-    model = models.build(Recipe("mlp", (256,)), n_genes, N_CLASSES, seed=0, **options)
+    model = networks.mlp(n_genes, N_CLASSES)
+    model = DPModel(inputs=model.inputs, outputs=model.outputs, **options) if options else model
     model.compile(optimizer, tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction))
     return model.train_on_batch
 
@@ -307,7 +325,7 @@ def _peak_mb():
 
 
 if __name__ == "__main__":
-    measurements = {one.__name__: one for one in (bank, private_bank, steps, basis, attack, products)}
+    measurements = {one.__name__: one for one in (bank, keras, private_bank, steps, inner_products, attack, products)}
     found = measurements[sys.argv[1]](**json.loads(sys.argv[2]))
     found["peak_mb"] = _peak_mb()
     print(json.dumps(found))

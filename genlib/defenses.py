@@ -1,4 +1,6 @@
-"""Defenses by another recipe, by distillation, and at the output: what a hospital shows of a model's answers.
+"""Defenses by another loss, by distillation, and at the output: what a hospital shows of a model's answers.
+
+What Keras has itself (L2, dropout, label smoothing, fewer units or epochs) is a line of Keras and not here.
 
 Distillation shares a model that learned from what other models say, so that it meets its patients at second hand. All
 else here is a function from logits to logits, which changes nothing inside the model: whoever gets the model itself is
@@ -6,62 +8,94 @@ not stopped by it. A defense that only hides the signal still leaves the predict
 attacker can do with that too.
 """
 
-import dataclasses
-
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from genlib import autodiff, bank
+from genlib import bank, layers
+
+K = tf.keras
 
 # Probability in place of a rounded 0, so that logarithms stay finite: far below what any rounding can tell apart.
 NOTHING = 1e-12
 
 
-def variants(baseline, changes, only_middle=False):
-    """Make the recipes of defenses in training from a baseline, and say which it cannot have.
+@K.utils.register_keras_serializable("genlib")
+class ConfidencePenalty(K.losses.Loss):
+    """Cross-entropy on logits less `strength` times the entropy of the answer, with label smoothing where asked for.
 
-    Parameters
+    References
     ----------
-    baseline : genlib.recipes.Recipe
-    changes : dict of str to dict of str to dict
-        Name of a defense, of a strength, and the fields of the recipe that it changes.
-    only_middle : bool
-        Keep the middle strength of each defense alone.
-
-    Returns
-    -------
-    recipes : dict of (str, str) to genlib.recipes.Recipe
-        By name of defense and strength.
-    left_out : dict of str to str
-        Names of defenses that this architecture cannot have, and why.
+    Pereyra et al.: "Regularizing neural networks by penalizing confident output distributions", ICLR workshop 2017.
 
     Examples
     --------
-    >>> from genlib.recipes import Recipe
-    >>> changes = {"L2": {"0.1": {"l2": 0.1}}, "dropout": {"0.5": {"dropout": 0.5}}}
-    >>> recipes, left_out = variants(Recipe("softmax"), changes)
-    >>> list(recipes), list(left_out)
-    ([('L2', '0.1')], ['dropout'])
+    >>> round(float(ConfidencePenalty(0.5)(tf.constant([[1.0, 0.0]]), tf.constant([[0.0, 0.0]]))), 4)
+    0.3466
     """
-    recipes, left_out = {}, {}
-    for name, strengths in changes.items():
-        chosen = list(strengths)[len(strengths) // 2 :][:1] if only_middle else list(strengths)
-        for strength in chosen:
-            try:
-                recipe = dataclasses.replace(baseline, **strengths[strength])
-            except ValueError as error:
-                left_out[name] = str(error)
-                continue
-            if strengths[strength] and recipe == baseline:
-                left_out[name] = (
-                    f"{', '.join(strengths[strength])} means nothing to architecture='{baseline.architecture}'"
-                )
-            else:
-                recipes[name, strength] = recipe
-    return recipes, left_out
+
+    def __init__(self, strength, label_smoothing=0.0, **options):
+        super().__init__(**options)
+        self.strength, self.label_smoothing = strength, label_smoothing
+
+    def call(self, targets, logits):
+        """Loss of each patient; targets are one-hot."""
+        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[-1]
+        log = tf.nn.log_softmax(logits)
+        return tf.reduce_sum((self.strength * tf.exp(log) - targets) * log, axis=-1)
+
+    def get_config(self):
+        """As Keras wants it."""
+        return super().get_config() | {"strength": self.strength, "label_smoothing": self.label_smoothing}
+
+
+@K.utils.register_keras_serializable("genlib")
+class RelaxLoss(K.losses.Loss):
+    """Hold to a batch's mean loss instead of going below it.
+
+    Above `target` it is the cross-entropy on logits. Below, by turns of epochs, it is that with the other sign, or the
+    cross-entropy with labels that spread what the model is unsure of evenly over the other classes. The bank counts
+    epochs; in Keras' own `fit` add ``callbacks=[loss.counter()]``.
+
+    References
+    ----------
+    Chen, Yu, Fritz: "RelaxLoss: defending membership inference attacks without losing utility", ICLR 2022, algorithm 1.
+
+    Examples
+    --------
+    >>> float(RelaxLoss(1.0)(tf.constant([[1.0, 0.0]]), tf.constant([[9.0, 0.0]]))) < 0
+    True
+    """
+
+    def __init__(self, target, **options):
+        super().__init__(**options)
+        self.target, self.epoch = target, tf.Variable(0, trainable=False)
+
+    def __call__(self, targets, logits, sample_weight=None):
+        """Loss of a batch (b, k), or of one batch a model (M, b, k) that weights 1 / size make means."""
+        if sample_weight is None:
+            sample_weight = tf.ones(tf.shape(logits)[:-1], logits.dtype) / tf.cast(tf.shape(logits)[-2], logits.dtype)
+        targets, sample_weight = tf.cast(targets, logits.dtype), tf.cast(sample_weight, logits.dtype)
+
+        def mean_of(labels):
+            return tf.reduce_sum(sample_weight * tf.nn.softmax_cross_entropy_with_logits(labels, logits), axis=-1)
+
+        sure = tf.stop_gradient(tf.reduce_sum(targets * tf.nn.softmax(logits), axis=-1, keepdims=True))
+        spread = targets * sure + (1 - targets) * (1 - sure) / (logits.shape[-1] - 1)
+        right = tf.argmax(logits, axis=-1) == tf.argmax(targets, axis=-1)
+        mean, flat = mean_of(targets), mean_of(tf.where(right[..., None], spread, targets))
+        below = tf.where(self.epoch % 2 == 0, -mean, flat)
+        return tf.reduce_sum(tf.where(mean > self.target, mean, below))
+
+    def counter(self):
+        """Callback of Keras' `fit` that counts epochs."""
+        return K.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self.epoch.assign(epoch))
+
+    def get_config(self):
+        """As Keras wants it."""
+        return super().get_config() | {"target": self.target}
 
 
 def class_only(logits):
@@ -321,37 +355,37 @@ MOVE, MOVES, KEEP_CLASS, DISTORTIONS = 0.1, 100, 10.0, (0.1, 1.0, 10.0)
 def _train_guard(logits, members, reserved, rngs):
     """One small network a model on sorted probabilities, all trained at once by Adam: above 0 for a member."""
     k = logits.shape[2]
-    kernels = np.stack([rng.normal(0, np.sqrt(2 / k), (k, GUARD_UNITS)) for rng in rngs])
-    lasts = np.stack([rng.normal(0, np.sqrt(1 / GUARD_UNITS), (GUARD_UNITS, 1)) for rng in rngs])
-    zeros = (np.zeros((len(rngs), 1, GUARD_UNITS)), np.zeros((len(rngs), 1, 1)))
-    network = [tf.constant(part, tf.float32) for part in (kernels, zeros[0], lasts, zeros[1])]
-    inside = members / members.sum(axis=1, keepdims=True)
-    outside = np.broadcast_to(reserved / reserved.sum(), members.shape)
-    return _fit_guard(tf.constant(logits), tf.constant(inside, tf.float32), tf.constant(outside, tf.float32), network)
+    network = K.Sequential([K.Input((None, k), batch_size=len(rngs))])
+    network.add(layers.Dense(GUARD_UNITS, "relu"))
+    network.add(layers.Dense(1))
+    network.layers[0].kernel.assign(np.stack([rng.normal(0, np.sqrt(2 / k), (k, GUARD_UNITS)) for rng in rngs]))
+    network.layers[1].kernel.assign(
+        np.stack([rng.normal(0, np.sqrt(1 / GUARD_UNITS), (GUARD_UNITS, 1)) for rng in rngs])
+    )
+    inside = tf.constant(members / members.sum(axis=1, keepdims=True), tf.float32)
+    outside = tf.constant(np.broadcast_to(reserved / reserved.sum(), members.shape), tf.float32)
+    optimizer = K.optimizers.Adam(GUARD_RATE)
+    optimizer.build(network.trainable_variables)
 
+    def loss():
+        guess = _guard(network, logits)
+        return -tf.reduce_sum(inside * tf.math.log_sigmoid(guess) + outside * tf.math.log_sigmoid(-guess))
 
-@tf.function(jit_compile=True)
-def _fit_guard(logits, inside, outside, network):
-    def step(count, network, moments, squares):
-        with tf.GradientTape() as tape:
-            tape.watch(network)
-            guess = _guard(network, logits)
-            loss = -tf.reduce_sum(inside * tf.math.log_sigmoid(guess) + outside * tf.math.log_sigmoid(-guess))
-        return autodiff.adam(count, GUARD_RATE, network, moments, squares, tape.gradient(loss, network))
+    @tf.function(jit_compile=True)
+    def fit():
+        def step(count):
+            optimizer.minimize(loss, network.trainable_variables)
+            return count + 1
 
-    state = (network, [tf.zeros_like(w) for w in network], [tf.zeros_like(w) for w in network])
-    return tf.while_loop(
-        lambda count, state: count < GUARD_STEPS,
-        lambda count, state: (count + 1, step(count, *state)),
-        (tf.constant(0), state),
-    )[1][0]
+        tf.while_loop(lambda count: count < GUARD_STEPS, step, (tf.constant(0),))
+
+    fit()
+    return network
 
 
 def _guard(network, logits):
     """(M, n), above 0 where the defender's network takes an answer for a member's."""
-    first, bias, last, last_bias = network
-    answers = tf.sort(tf.nn.softmax(logits), axis=2, direction="DESCENDING")
-    return (tf.nn.relu(answers @ first + bias) @ last + last_bias)[..., 0]
+    return network(tf.sort(tf.nn.softmax(logits), axis=2, direction="DESCENDING"))[..., 0]
 
 
 @tf.function(jit_compile=True)
@@ -419,7 +453,7 @@ def smoothing_for(entropy_share, n_classes):
     ----------
     Chen, Pattabiraman: "Overconfidence is a dangerous thing: mitigating membership inference attacks by enforcing less
     confident prediction", NDSS 2024, section IV-B. There the rest of the loss is a confidence penalty, here that of a
-    recipe, and what is shown afterwards is the order of the classes: `ranked`.
+    training, and what is shown afterwards is the order of the classes: `ranked`.
 
     Examples
     --------
@@ -437,24 +471,24 @@ def smoothing_for(entropy_share, n_classes):
     return float(brentq(missing, 0, 1)) if entropy_share else 0.0
 
 
-def distill(features, labels, members, reserved, recipe, seed, temperature=1.0, **options):
+def distill(model, x, labels, members, reserved, *, seed, temperature=1.0, **options):
     """Share a student that learned from the model's answers for reserved patients, and never from a member.
 
     Parameters
     ----------
-    features, labels, members, recipe, seed
+    model, x, labels, members, seed
         As in `genlib.bank.train`; the members train the teachers.
     reserved : numpy.ndarray
         (n,) bool, patients whose labels are not used; all students train on them.
     temperature : float
         Above 1, the teachers' answers are softened.
     **options
-        Further arguments of `genlib.bank.train`, as ``cache``.
+        Further arguments of `genlib.bank.train`, as ``epochs`` and ``batch_size``.
 
     Returns
     -------
-    numpy.ndarray
-        (M, n, k) float32, logits of the students.
+    genlib.bank.Trained
+        Of the students.
 
     Raises
     ------
@@ -468,40 +502,40 @@ def distill(features, labels, members, reserved, recipe, seed, temperature=1.0, 
 
     Examples
     --------
-    >>> from genlib import membership
-    >>> from genlib.recipes import Recipe
+    >>> from genlib import membership, networks
     >>> labels, x = np.arange(60) % 2, np.random.default_rng(0).normal(size=(60, 80)).astype(np.float32)
     >>> reserved = membership.reserve(labels, 0.3, seed=0)
     >>> members = membership.paired_halves(labels, n_models=2, seed=0, reserved=reserved)
-    >>> distill(x, labels, members, reserved, Recipe("softmax", epochs=2), seed=0, progress=False).shape
+    >>> how = {"seed": 0, "epochs": 2, "batch_size": 8, "progress": False}
+    >>> distill(networks.softmax(80, 2), x, labels, members, reserved, **how).logits.shape
     (2, 60, 2)
     """
-    if not reserved.any():
-        raise ValueError("nobody is reserved to teach the student; see membership.reserve")
-    teachers = bank.train(features, labels, members, recipe, seed, reserved=reserved, **options)
+    if not reserved.any() or (members & reserved).any():
+        raise ValueError("students learn from reserved patients, who are members of no model; see membership.reserve")
+    teachers = bank.train(model, x, labels, members, seed=seed, **options).logits
     targets = softmax(teachers.astype(np.float64) / temperature, axis=2).astype(np.float32)
     students = np.tile(reserved, (len(members), 1))
-    return bank.train(features, labels, students, recipe, seed + 1, targets=targets, **options)
+    return bank.train(model, x, labels, students, seed=seed + 1, targets=targets, **options)
 
 
-def self_distill(features, labels, members, recipe, seed, n_parts=10, n_absent=4, **options):
+def self_distill(model, x, labels, members, *, seed, n_parts=10, n_absent=4, **options):
     """Share a student that learned, for each member, from models that had not seen this member (SELENA).
 
     Parameters
     ----------
-    features, labels, members, recipe, seed
+    model, x, labels, members, seed
         As in `genlib.bank.train`.
     n_parts : int
         Models that teach one student.
     n_absent : int
         How many of them each member is left out of; from 1 to below `n_parts`.
     **options
-        Further arguments of `genlib.bank.train`, as ``cache``.
+        Further arguments of `genlib.bank.train`, as ``epochs`` and ``batch_size``.
 
     Returns
     -------
-    numpy.ndarray
-        (M, n, k) float32, logits of the students.
+    genlib.bank.Trained
+        Of the students.
 
     Raises
     ------
@@ -515,11 +549,11 @@ def self_distill(features, labels, members, recipe, seed, n_parts=10, n_absent=4
 
     Examples
     --------
-    >>> from genlib import membership
-    >>> from genlib.recipes import Recipe
+    >>> from genlib import membership, networks
     >>> labels, x = np.arange(40) % 2, np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
     >>> members = membership.paired_halves(labels, n_models=2, seed=0)
-    >>> self_distill(x, labels, members, Recipe("softmax", epochs=2), 0, n_parts=4, n_absent=2, progress=False).shape
+    >>> how = {"seed": 0, "epochs": 2, "batch_size": 8, "progress": False}
+    >>> self_distill(networks.softmax(60, 2), x, labels, members, n_parts=4, n_absent=2, **how).logits.shape
     (2, 40, 2)
     """
     if not 1 <= n_absent < n_parts:
@@ -533,10 +567,10 @@ def self_distill(features, labels, members, recipe, seed, n_parts=10, n_absent=4
             raise ValueError(f"{int(members[m].sum())} members cannot be spread over {n_parts} teachers; take fewer")
         absent[m, part, spare[0]] = False
     parts = (members[:, None, :] & ~absent).reshape(-1, members.shape[1])
-    taught = bank.train(features, labels, parts, recipe, seed + 2, **options)
+    taught = bank.train(model, x, labels, parts, seed=seed + 2, **options).logits
     answers = softmax(taught.astype(np.float64), axis=2).reshape(*absent.shape, -1)
     targets = (answers * absent[..., None]).sum(axis=1) / absent.sum(axis=1)[..., None]
-    return bank.train(features, labels, members, recipe, seed + 1, targets=targets.astype(np.float32), **options)
+    return bank.train(model, x, labels, members, seed=seed + 1, targets=targets.astype(np.float32), **options)
 
 
 def absences(members, n_parts, n_absent, seed):

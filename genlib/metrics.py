@@ -4,6 +4,10 @@ Intervals are percentile bootstraps over patients and, where there are at least 
 number of answers that a patient and a pair give is random together, not answer by answer.
 """
 
+import concurrent.futures
+import functools
+import os
+
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
@@ -13,9 +17,10 @@ from sklearn.metrics import davies_bouldin_score, silhouette_samples
 CONFIDENCE = 0.95
 FPR_LEVELS = (0.1, 0.01, 0.001)
 PRIORS = (0.5, 0.1, 0.01)
+SLACK = 1 + 1e-9  # a rate is a ratio of counts, so 1 % of 300 must count 3 as within; far below one count
 FEWEST_FALSE_POSITIVES = 5
 CALIBRATION_BINS = 10
-CHUNK = 1_000_000  # weighted answers held at once, so that they stay near the processor
+CHUNK = 500_000  # weighted answers that a thread holds at once, so that they stay near the processor
 
 
 def roc(scores, members):
@@ -44,9 +49,10 @@ def roc(scores, members):
     >>> fpr, tpr
     (array([0., 0., 1., 1.]), array([0. , 0.5, 0.5, 1. ]))
     """
-    answers = _answers(np.atleast_2d(scores), np.atleast_2d(members))
-    true, false = (counts[:, 0] for counts in _cumulative(answers, None))
-    return false / false[-1], true / true[-1], np.r_[np.inf, answers.scores[answers.last]]
+    scores, members, *_ = _judged(np.atleast_2d(scores), np.atleast_2d(members))
+    last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])  # of every tie
+    true, false = (np.r_[0, np.cumsum(kind)[last]] for kind in (members, ~members))
+    return false / false[-1], true / true[-1], np.r_[np.inf, scores[last]]
 
 
 def auc(scores, members):
@@ -70,47 +76,60 @@ def tpr_at_fpr(scores, members, fpr):
     0.5
     """
     rates, tpr, _ = roc(scores, members)
-    return float(tpr[_last_within(rates[:, None], fpr)[0]])
+    return float(tpr[(rates <= fpr * SLACK).sum() - 1])
 
 
-class _Answers:
-    """Judged (model, patient) answers, sorted from the highest score down; `last` marks the ends of ties."""
-
-    def __init__(self, scores, members, rows, columns):
-        order = np.argsort(-scores, kind="stable")
-        self.scores, self.members = scores[order], members[order]
-        self.pair, self.patient = rows[order] // 2, columns[order]
-        self.last = np.flatnonzero(np.r_[self.scores[1:] != self.scores[:-1], True])
-
-
-def _answers(scores, members, chosen=None):
+def _judged(scores, members):
+    """Answers that are not NaN, from the highest score down: scores, members, models, patients."""
     scores, members = np.asarray(scores, float), np.asarray(members, bool)
     if scores.shape != members.shape or scores.ndim != 2:
         raise ValueError(f"shapes disagree: scores {scores.shape}, members {members.shape}; both must be (M, n)")
-    judged = ~np.isnan(scores) if chosen is None else ~np.isnan(scores) & chosen
-    rows, columns = np.nonzero(judged)
-    answers = _Answers(scores[judged], members[judged], rows, columns)
-    if not (answers.members.any() and not answers.members.all()):
+    places = np.flatnonzero(~np.isnan(scores))
+    places = places[np.argsort(-scores.ravel()[places], kind="stable")]
+    members = members.ravel()[places]
+    if not (members.any() and not members.all()):
         raise ValueError(
-            f"an attack is measured on members and non-members; there are {int(answers.members.sum())} and "
-            f"{int((~answers.members).sum())} with a score"
+            f"an attack is measured on members and non-members; there are {int(members.sum())} and "
+            f"{int((~members).sum())} with a score"
         )
-    return answers
+    return scores.ravel()[places], members, *np.divmod(places, scores.shape[1])
 
 
-def _cumulative(answers, weights):
-    """True and false positives from the highest threshold down, (thresholds + 1, B); weights None counts each once."""
-    weight = np.ones((len(answers.scores), 1)) if weights is None else weights
-    both = []
-    for kind in (answers.members, ~answers.members):
-        counts = np.cumsum(weight * kind[:, None].astype(weight.dtype), axis=0)
-        both.append(np.vstack([np.zeros((1, weight.shape[1]), weight.dtype), counts[answers.last]]))
-    return both
+class _Answers:
+    """What no bootstrap draw changes: how members (true) and non-members (false) stand to one another.
+
+    Both run from the highest score down. A cell is a patient in a twin pair, whose answers weigh the same in a draw.
+    """
+
+    def __init__(self, scores, members):
+        found, who, models, patients = _judged(scores, members)
+        cells = models // 2 * np.shape(members)[1] + patients
+        self.true_cells, self.false_cells = cells[who], cells[~who]
+        self.true, self.false = found[who], found[~who]
+        self.false_patients, self.n_patients = patients[~who], len(np.unique(patients))
+        # A threshold just above each non-member, and one below everybody: how many stand above it.
+        tie_ends = np.searchsorted(-self.true, -self.false, side="right")
+        self.true_above = np.r_[np.searchsorted(-self.true, -self.false), len(self.true)]
+        self.false_above = np.r_[np.searchsorted(-self.false, -self.false), len(self.false)]
+        self.thresholds = np.r_[np.inf, found][self.true_above + self.false_above]
+        # The ROC turns at a non-member that stands to the members in another way than the one before.
+        moved = (np.diff(self.true_above[:-1]) != 0) | (np.diff(tie_ends) != 0)
+        self.turns = np.flatnonzero(np.r_[True, moved])
+        self.ties = np.flatnonzero((tie_ends > self.true_above[:-1])[self.turns])
+        self.tie_ends = tie_ends[self.turns[self.ties]]
+
+    def allowed(self, limit):
+        return int(limit * SLACK * len(self.false))
 
 
-def _last_within(fpr, limit):
-    # A rate is a ratio of counts, so 1 % of 300 must count 3 as within; the slack is far below one count.
-    return (fpr <= limit * (1 + 1e-9)).sum(axis=0) - 1
+@functools.lru_cache(maxsize=4)  # attacks on one bank, and its classes, are measured on the same draws
+def _draws(seed, stream, n_draws, n_models, n_patients):
+    """Counts of patients (B + 1, n) and of twin pairs (B + 1, pairs): first each once, as the data, then the draws."""
+    drawn = _weights(np.random.default_rng([seed, stream]), n_draws, n_models, n_patients)
+    counts = tuple(np.vstack([np.ones((1, part.shape[1]), part.dtype), part]) for part in drawn)
+    for part in counts:
+        part.setflags(write=False)  # what is kept for the next call stays as it was drawn
+    return counts
 
 
 def _weights(rng, n_draws, n_models, n_patients):
@@ -118,7 +137,7 @@ def _weights(rng, n_draws, n_models, n_patients):
     n_pairs = -(-n_models // 2)
     patients = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), n_draws)
     pairs = rng.multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_draws)
-    return patients.astype(np.float32), pairs.astype(np.float32)
+    return patients.astype(np.int32), pairs.astype(np.int32)
 
 
 def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500, seed=0, level=CONFIDENCE):
@@ -171,95 +190,93 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     >>> bool(row.low < row.estimate < row.high)
     True
     """
-    rng = np.random.default_rng([seed, 8])
-    weights = _weights(rng, n_bootstrap, *np.shape(members))
-    everybody = _answers(scores, members)
-    rows, thresholds = _measure(everybody, weights, level)
-    tables = [pd.DataFrame(rows).assign(group="all")]
+    everybody = _Answers(scores, members)
+    scores, members = np.asarray(scores), np.asarray(members)
+    n_models, n_patients = members.shape
+    patients, pairs = _draws(seed, 8, n_bootstrap, n_models, n_patients)
+    values = _measure(everybody, patients, pairs)
+    tables = [pd.DataFrame(_rows(values, everybody, everybody, level)).assign(group="all")]
     for k in () if groups is None else np.unique(groups):
-        name = str(k) if group_names is None else group_names[k]
-        chosen = np.broadcast_to(np.asarray(groups) == k, np.shape(scores))
+        mine = np.flatnonzero(np.broadcast_to(np.asarray(groups) == k, n_patients))
         try:
-            answers = _answers(scores, members, chosen)
+            answers = _Answers(scores[:, mine], members[:, mine])
         except ValueError:
             continue  # no member or no non-member of this group was judged: there is nothing to measure
-        own, _ = _measure(answers, weights, level)
-        shared = _at_thresholds(answers, everybody, weights, thresholds, level)
-        tables.append(pd.DataFrame(own + shared).assign(group=name))
-    return pd.concat(tables, ignore_index=True).assign(n_models=len(members))
+        own = _measure(answers, patients.take(mine, axis=1), pairs, values["thresholds"])
+        name = str(k) if group_names is None else group_names[k]
+        tables.append(pd.DataFrame(_rows(own, answers, everybody, level)).assign(group=name))
+    return pd.concat(tables, ignore_index=True).assign(n_models=n_models)
 
 
-def _measure(answers, weights, level):
-    """Rows for one group at its own thresholds, and the threshold of each FPR level in every draw (first: the data)."""
-    estimates, draws = [], []
-    for weight in [None, *_weight_chunks(answers, weights)]:
-        true, false = _cumulative(answers, weight)
-        with np.errstate(invalid="ignore"):
-            tpr, fpr = true.astype(float) / true[-1], false.astype(float) / false[-1]
-        values = {"AUC": np.trapz(tpr, fpr, axis=0), "advantage": (tpr - fpr).max(axis=0)}
-        for limit in FPR_LEVELS:
-            place = _last_within(fpr, limit)
-            values[_tpr_name(limit)] = tpr[place, np.arange(tpr.shape[1])]
-            values["place", limit] = place
-        (estimates if weight is None else draws).append(pd.DataFrame(values))
-    estimate, draws = estimates[0], pd.concat(draws, ignore_index=True)
-    places = {limit: np.r_[estimate["place", limit], draws["place", limit]] for limit in FPR_LEVELS}
-    rows = [_row("AUC", estimate["AUC"][0], draws["AUC"], answers, level)]
+def _measure(answers, patients, pairs, shared=None):
+    """Measures by name, one row a draw; also at thresholds `shared` with others, where given."""
+    step = max(1, CHUNK // (2 * patients.shape[1] * pairs.shape[1]))
+
+    def part(start):
+        drawn = slice(start, start + step)
+        table = (pairs[drawn, :, None] * patients[drawn, None, :]).reshape(len(pairs[drawn]), -1)
+        return _measure_draws(answers, table, None if shared is None else shared[drawn])
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        parts = list(pool.map(part, range(0, len(patients), step)))
+    return {name: np.concatenate([values[name] for values in parts]) for name in parts[0]}
+
+
+def _measure_draws(answers, table, shared):
+    """Take the measures of some draws from the weight of each cell, (draws, cells), in whole numbers to the end."""
+    true, false = _cumulative(table, answers.true_cells), _cumulative(table, answers.false_cells)
+    n_true, n_false = true[:, -1].astype(np.int64), false[:, -1].astype(np.int64)
+    height = true.take(answers.true_above[answers.turns], axis=1, mode="clip")
+    right = false.take(np.r_[answers.turns, len(answers.false)], axis=1, mode="clip")
+    width = np.diff(right, axis=1)
+    # The area above each step of the ROC, and half of what a tie adds to it.
+    rise = true.take(answers.tie_ends, axis=1, mode="clip") - height[:, answers.ties]
+    area = np.einsum("ij,ij->i", width, height, dtype=np.int64)
+    area = area + np.einsum("ij,ij->i", width[:, answers.ties], rise, dtype=np.int64) / 2
+    gap = (height * n_false[:, None] - right[:, :-1] * n_true[:, None]).max(axis=1).clip(0)
+    allowed = np.floor(np.multiply.outer(n_false, FPR_LEVELS) * SLACK).astype(np.int32)
+    place = np.stack([row.searchsorted(most, side="right") for row, most in zip(false, allowed, strict=True)]) - 1
+    values = {"thresholds": answers.thresholds[place]}
+    with np.errstate(invalid="ignore"):
+        values |= {"AUC": area / (n_true * n_false), "advantage": gap / (n_true * n_false)}
+        values["TPR"] = np.take_along_axis(true, answers.true_above[place], axis=1) / n_true[:, None]
+        if shared is not None:
+            for rate, counts, scores in (("TPR", true, answers.true), ("FPR", false, answers.false)):
+                reach = np.searchsorted(-scores, -shared, side="right")
+                values["global " + rate] = np.take_along_axis(counts, reach, axis=1) / counts[:, -1:]
+    return values
+
+
+def _cumulative(table, cells):
+    """Weights of the first 0, 1, ... answers in every draw, (draws, answers + 1)."""
+    counts = np.zeros((len(table), len(cells) + 1), np.int32)
+    # Whole numbers add up fastest along a row, several times faster than fractions do. No cell lies outside the table:
+    # "clip" only spares the check.
+    np.cumsum(table.take(cells, axis=1, mode="clip"), axis=1, dtype=np.int32, out=counts[:, 1:])
+    return counts
+
+
+def _rows(values, answers, everybody, level):
+    """Rows for one group at its own thresholds, and at those of everybody."""
+    rows = [_row("AUC", values["AUC"], answers, level)]
     # The largest of many gaps lies above 0 by chance alone, and more so in every draw: as much as the draws lie above
     # the estimate, the estimate lies above the truth. So the draws are mirrored at the estimate.
-    row = _row("advantage", estimate["advantage"][0], 2 * estimate["advantage"][0] - draws["advantage"], answers, level)
+    gaps = values["advantage"]
+    row = _row("advantage", np.r_[gaps[0], 2 * gaps[0] - gaps[1:]], answers, level)
     rows.append({**row, "low": max(0.0, row["low"]), "high": max(row["estimate"], row["high"])})
-    for limit in FPR_LEVELS:
-        name = _tpr_name(limit)
-        support = _false_positives(answers, places[limit][0])
-        rows.append(_supported(_row(name, estimate[name][0], draws[name], answers, level), limit, answers, support))
-        if limit == 0.01:
-            for prior in PRIORS:
-                values = [_ppv(v, limit, prior) for v in (estimate[name][0], draws[name])]
-                row = _row(f"PPV at prior {prior:g}, FPR {limit:g}", *values, answers, level)
-                rows.append(_supported(row, limit, answers, support))
-    thresholds = {limit: np.r_[np.inf, answers.scores[answers.last]][place] for limit, place in places.items()}
-    return rows, thresholds
-
-
-def _weight_chunks(answers, weights):
-    """Counts of every answer in some draws at a time, (answers, draws): sums along answers then run over whole rows."""
-    patients, pairs = (np.ascontiguousarray(part.T) for part in weights)
-    step = max(1, CHUNK // len(answers.scores))
-    for start in range(0, patients.shape[1], step):
-        stop = start + step
-        yield patients[answers.patient, start:stop] * pairs[answers.pair, start:stop]
-
-
-def _at_thresholds(answers, everybody, weights, thresholds, level):
-    """TPR and FPR of one group at the thresholds that everybody is judged by."""
-    # How many of the group stand at or above each threshold; scores run downwards.
-    reach = {limit: np.searchsorted(-answers.scores, -found, side="right") for limit, found in thresholds.items()}
-    kinds = {"TPR": answers.members, "FPR": ~answers.members}
-    draws = {(name, limit): [] for name in kinds for limit in thresholds}
-    start = 1
-    for weight in _weight_chunks(answers, weights):
-        columns = np.arange(weight.shape[1])
-        for name, kind in kinds.items():
-            total = np.cumsum(weight * kind[:, None].astype(weight.dtype), axis=0)
-            total = np.vstack([np.zeros((1, len(columns)), weight.dtype), total]).astype(float)
-            for limit in thresholds:
-                with np.errstate(invalid="ignore"):
-                    draws[name, limit].append(total[reach[limit][start + columns], columns] / total[-1])
-        start += len(columns)
-    rows = []
-    for limit, found in thresholds.items():
-        support = _false_positives(everybody, int((everybody.scores[everybody.last] >= found[0]).sum()))
-        for name, kind in kinds.items():
-            estimate = kind[: reach[limit][0]].sum() / kind.sum()
-            metric = f"{name} at the global threshold, FPR {limit:g}"
-            row = _row(metric, estimate, np.concatenate(draws[name, limit]), answers, level)
+    for limit, rates in zip(FPR_LEVELS, values["TPR"].T, strict=True):
+        support = _false_positives(answers, answers.false_above[answers.allowed(limit)])
+        named = {f"TPR at FPR {limit:g}": rates}
+        for prior in PRIORS if limit == 0.01 else ():
+            named[f"PPV at prior {prior:g}, FPR {limit:g}"] = _ppv(rates, limit, prior)
+        rows += [_supported(_row(name, v, answers, level), limit, answers, support) for name, v in named.items()]
+    for i, limit in enumerate(FPR_LEVELS if answers is not everybody else ()):
+        threshold = everybody.thresholds[everybody.allowed(limit)]
+        support = _false_positives(everybody, np.count_nonzero(everybody.false >= threshold))
+        for rate in ("TPR", "FPR"):
+            row = _row(f"{rate} at the global threshold, FPR {limit:g}", values["global " + rate][:, i], answers, level)
             rows.append(_supported(row, limit, everybody, support))
     return rows
-
-
-def _tpr_name(limit):
-    return f"TPR at FPR {limit:g}"
 
 
 def _ppv(tpr, fpr, prior):
@@ -267,31 +284,21 @@ def _ppv(tpr, fpr, prior):
     return tpr * prior / (tpr * prior + fpr * (1 - prior))
 
 
-def _false_positives(answers, place):
-    named = answers.last[place - 1] + 1 if place else 0
-    wrong = answers.patient[:named][~answers.members[:named]]
-    return {"false_positives": len(wrong), "false_positive_patients": len(np.unique(wrong))}
+def _false_positives(answers, n_named):
+    return {"false_positives": n_named, "false_positive_patients": len(np.unique(answers.false_patients[:n_named]))}
 
 
-def _row(metric, estimate, draws, answers, level):
-    draws = np.asarray(draws, float)
-    draws = draws[np.isfinite(draws)]
+def _row(metric, values, answers, level):
+    draws = values[1:][np.isfinite(values[1:])]
     tail = 50 * (1 - level)
     low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (np.nan, np.nan)
-    n_patients = len(np.unique(answers.patient))
-    return {
-        "metric": metric,
-        "estimate": estimate,
-        "low": low,
-        "high": high,
-        "n_patients": n_patients,
-        "note": "",
-    }
+    row = {"metric": metric, "estimate": values[0], "low": low, "high": high}
+    return {**row, "n_patients": answers.n_patients, "note": ""}
 
 
 def _supported(row, limit, answers, support):
     """Withdraw a rate that rests on too few false positives to mean anything, and say so."""
-    allowed = int(limit * (1 + 1e-9) * (~answers.members).sum())
+    allowed = answers.allowed(limit)
     row |= support
     if allowed < FEWEST_FALSE_POSITIVES:
         row["note"] = f"not measurable: {allowed} false positives allowed, fewer than {FEWEST_FALSE_POSITIVES}"
@@ -376,53 +383,54 @@ def utility_table(logits, labels, judged, class_names=None, n_bootstrap=500, see
         raise ValueError(
             f"shapes disagree or nobody is judged: logits {logits.shape}, labels {labels.shape}, judged {judged.shape}"
         )
-    rng = np.random.default_rng([seed, 9])
-    patients, pairs = _weights(rng, n_bootstrap, *judged.shape)
-    models = np.repeat(pairs, 2, axis=1)[:, : len(judged)]
-    ones = np.ones((1, 1), np.float32)
-    # The first row counts everybody once: the estimate goes the same way as the draws.
-    patients = np.vstack([np.broadcast_to(ones, (1, patients.shape[1])), patients])
-    models = np.vstack([np.broadcast_to(ones, (1, models.shape[1])), models])
+    patients, pairs = _draws(seed, 9, n_bootstrap, *judged.shape)
+    patients = patients.astype(np.float32)
+    models, columns = np.nonzero(judged)
+    cells = models // 2 * judged.shape[1] + columns
 
-    def total(values):
-        return ((models @ (values * judged).astype(np.float32)) * patients).sum(axis=1, dtype=float)
+    def total(values, chosen=slice(None)):
+        # Twins share their weight, so what they say of a patient is added up before it is weighted.
+        sums = np.bincount(cells, values, pairs.shape[1] * judged.shape[1]).reshape(-1, judged.shape[1])
+        return np.einsum("ij,ij->i", patients[:, chosen] @ sums[:, chosen].T.astype(np.float32), pairs, dtype=float)
 
-    return _utility_rows(softmax(logits, axis=2), labels, judged, total, class_names, level)
-
-
-def _utility_rows(probability, labels, judged, total, class_names, level):
-    everybody = np.ones(judged.shape)
-    correct = probability.argmax(axis=2) == labels
-    true = np.eye(probability.shape[2])[labels]
-    confidence = probability.max(axis=2)
-    recalls = {}
-    for k in np.unique(labels):
-        with np.errstate(invalid="ignore"):
-            recalls[k] = total(correct * (labels == k)) / total(everybody * (labels == k))
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = sum(np.abs(total((confidence - correct) * (bins == b))) for b in range(CALIBRATION_BINS))
-    values = {
-        ("all", "accuracy"): total(correct) / total(everybody),
-        ("all", "balanced accuracy"): np.nanmean(list(recalls.values()), axis=0),
-        ("all", "Brier score"): total(((probability - true) ** 2).sum(axis=2)) / total(everybody),
-        ("all", "calibration error"): gaps / total(everybody),
-    }
-    for k, recall in recalls.items():
-        values[str(k) if class_names is None else class_names[k], "recall"] = recall
+    # Classes first: the numbers of an answer are then taken together whole rows at a time.
+    probability = softmax(np.ascontiguousarray(logits[judged].T), axis=0)
+    draws = _utility_draws(probability, labels, columns, total)
     rows = []
     tail = 50 * (1 - level)
-    for (group, metric), draws in values.items():
+    for (k, metric), values in draws.items():
         mirrored = metric == "calibration error"
         # A sum of absolute gaps lies above the truth by chance, and its draws above it: mirrored as the advantage is.
-        low, high = np.nanpercentile(2 * draws[0] - draws[1:] if mirrored else draws[1:], [tail, 100 - tail])
-        low, high = (max(0.0, low), max(draws[0], high)) if mirrored else (low, high)
-        in_group = (
-            True if group == "all" else labels == (int(group) if class_names is None else class_names.index(group))
-        )
-        n_patients = int((judged.any(axis=0) & in_group).sum())
-        row = {"group": group, "metric": metric, "estimate": draws[0], "low": low, "high": high}
+        low, high = np.nanpercentile(2 * values[0] - values[1:] if mirrored else values[1:], [tail, 100 - tail])
+        low, high = (max(0.0, low), max(values[0], high)) if mirrored else (low, high)
+        group = "all" if k is None else str(k) if class_names is None else class_names[k]
+        row = {"group": group, "metric": metric, "estimate": values[0], "low": low, "high": high}
+        n_patients = int((judged.any(axis=0) & (True if k is None else labels == k)).sum())
         rows.append({**row, "n_patients": n_patients, "n_models": len(judged)})
     return pd.DataFrame(rows)
+
+
+def _utility_draws(probability, labels, columns, total):
+    """Values by (class or None for all, metric), the first that of the data, then one a draw."""
+    true, confidence = labels[columns], probability.max(axis=0)
+    correct = (probability.argmax(axis=0) == true).astype(float)
+    hits, judged = {}, {}
+    for k in np.unique(labels):
+        chosen = np.flatnonzero(labels == k)
+        hits[k], judged[k] = total(correct, chosen), total(np.ones(len(true)), chosen)
+    everybody = sum(judged.values())
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = sum(np.abs(total((confidence - correct) * (bins == b))) for b in np.unique(bins))
+    probability[true, np.arange(len(true))] -= 1  # now how far each lies from the true class
+    with np.errstate(invalid="ignore"):
+        recalls = {k: hits[k] / judged[k] for k in hits}
+        return {
+            (None, "accuracy"): sum(hits.values()) / everybody,
+            (None, "balanced accuracy"): np.nanmean(list(recalls.values()), axis=0),
+            (None, "Brier score"): total((probability**2).sum(axis=0)) / everybody,
+            (None, "calibration error"): gaps / everybody,
+            **{(k, "recall"): recall for k, recall in recalls.items()},
+        }
 
 
 def separation_table(points, labels, judged, n_bootstrap=200, seed=0, level=CONFIDENCE):

@@ -5,14 +5,16 @@ Whoever has a network of their own writes it in Keras; nothing here is needed fo
 
 import tensorflow as tf
 
-# Two runs with one seed give the same numbers on one machine, on a GPU too, at some cost in speed there.
-tf.config.experimental.enable_op_determinism()
+if tf.config.list_physical_devices("GPU"):
+    # Two runs with one seed give the same numbers there too, at some cost in speed.
+    tf.config.experimental.enable_op_determinism()
 
 K = tf.keras
 
 # Gaussian, not Keras' uniform default: a Gaussian start looks the same in every basis of gene space, so that it can be
 # drawn where a network trains. Written as Keras writes it down: one shared initializer would start layers alike.
 START = K.initializers.serialize(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"))
+LAST = K.initializers.serialize(K.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal"))  # before no ReLU
 DEEPTYPE_START = K.initializers.serialize(K.initializers.RandomNormal(stddev=0.02))
 FILTERS, WIDTH = 32, 71  # of the convolution
 
@@ -126,7 +128,7 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
     return model
 
 
-def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
+def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, ramp=50.0, **compiled):
     """Softmax regression, with the lasso where `l1` is above 0.
 
     Parameters
@@ -134,6 +136,8 @@ def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
     n_features, n_classes : int
     l1 : float
     kernel_regularizer : tf.keras.regularizers.Regularizer, optional
+    ramp : float
+        Steps in which the lasso grows to its strength; see `Sparse`.
     **compiled
         See `finish`.
 
@@ -147,12 +151,12 @@ def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, **compiled):
     >>> softmax(20, 3).output_shape
     (None, 3)
     """
-    sparse = Sparse(l1, by_row=False) if l1 else None
-    last = K.layers.Dense(n_classes, None, True, START, kernel_regularizer=kernel_regularizer, kernel_constraint=sparse)
+    sparse = Sparse(l1, False, ramp) if l1 else None
+    last = K.layers.Dense(n_classes, None, True, LAST, kernel_regularizer=kernel_regularizer, kernel_constraint=sparse)
     return finish(K.Sequential([K.Input((n_features,)), last]), **compiled)
 
 
-def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
+def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_regularizer=None, ramp=50.0, **compiled):
     """Multilayer perceptron with ReLU layers.
 
     Parameters
@@ -165,6 +169,8 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     group : float
         Group lasso of the genes.
     kernel_regularizer : tf.keras.regularizers.Regularizer, optional
+    ramp : float
+        Steps in which the group lasso grows to its strength; see `Sparse`.
     **compiled
         See `finish`.
 
@@ -178,15 +184,20 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     >>> [layer.units for layer in mlp(20, 3, hidden=(8, 4)).layers]
     [8, 4, 3]
     """
-    return finish(_dense(n_features, n_classes, hidden, "relu", START, dropout, group, kernel_regularizer), **compiled)
+    sparse = Sparse(group, True, ramp) if group else None
+    return finish(
+        _dense(n_features, n_classes, hidden, "relu", (START, LAST), dropout, sparse, kernel_regularizer), **compiled
+    )
 
 
-def deeptype(n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, **compiled):
-    """DeepType's sigmoid network, whose first layer gives up genes; K-means is an option of `bank.train`.
+def deeptype(
+    n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, ramp=50.0, **compiled
+):
+    """DeepType's sigmoid network, whose first layer gives up genes; its rounds of K-means are an option of `bank.train`.
 
     Parameters
     ----------
-    n_features, n_classes, hidden, dropout, group, kernel_regularizer, **compiled
+    n_features, n_classes, hidden, dropout, group, kernel_regularizer, ramp, **compiled
         As `mlp`.
 
     Returns
@@ -204,8 +215,9 @@ def deeptype(n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, ke
     >>> deeptype(20, 3, group=0.1).layers[0].kernel_constraint.by_row
     True
     """
-    layers = _dense(n_features, n_classes, hidden, "sigmoid", DEEPTYPE_START, dropout, group, kernel_regularizer)
-    return finish(layers, **compiled)
+    sparse = Sparse(group, True, ramp) if group else None
+    model = _dense(n_features, n_classes, hidden, "sigmoid", (DEEPTYPE_START,) * 2, dropout, sparse, kernel_regularizer)
+    return finish(model, **compiled)
 
 
 def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=None, **compiled):
@@ -238,7 +250,7 @@ def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=No
         *([K.layers.MaxPooling1D(2)] if n_features > WIDTH else []),
         K.layers.Flatten(),
     ]
-    behind = _dense(n_features, n_classes, hidden, "relu", START, dropout, 0.0, kernel_regularizer).layers
+    behind = _dense(n_features, n_classes, hidden, "relu", (START, LAST), dropout, None, kernel_regularizer).layers
     return finish(
         K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]),
         **compiled,
@@ -277,16 +289,17 @@ def build(name, n_features, n_classes, **options):
     return NETWORKS[name](n_features, n_classes, **options)
 
 
-def _dense(n_features, n_classes, hidden, activation, start, dropout, group, kernel_regularizer):
-    """Dense layers in one line; the first gives up genes where `group` is above 0."""
+def _dense(n_features, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):
+    """Dense layers in one line; the first has the constraint `sparse`."""
     model = K.Sequential([K.Input((n_features,))])
-    options = {"kernel_initializer": start, "kernel_regularizer": kernel_regularizer}
+    options = {"kernel_regularizer": kernel_regularizer}
     for level, units in enumerate(hidden):
-        sparse = Sparse(group, by_row=True) if group and not level else None
-        model.add(K.layers.Dense(units, activation, kernel_constraint=sparse, **options))
+        model.add(
+            K.layers.Dense(units, activation, True, starts[0], kernel_constraint=None if level else sparse, **options)
+        )
         if dropout:
             model.add(K.layers.Dropout(dropout))
-    model.add(K.layers.Dense(n_classes, **options))
+    model.add(K.layers.Dense(n_classes, None, True, starts[1], **options))
     return model
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from genlib import dpsgd, features, panels
+from genlib import features, panels, privacy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def center(signature):
 
     Returns
     -------
-    genlib.dpsgd.Center
+    genlib.privacy.Center
 
     Examples
     --------
@@ -194,4 +194,4 @@ def center(signature):
     n_genes = signature.centroids.shape[1]
     # The norm of normal scores without ties, which no profile exceeds.
     radius = float(np.linalg.norm(scipy.special.ndtri((np.arange(n_genes) + 0.5) / n_genes)))
-    return dpsgd.Center(lean, 0.5 / spread, radius)
+    return privacy.Center(lean, 0.5 / spread, radius)

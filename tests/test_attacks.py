@@ -13,8 +13,7 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_s
     SlicingSpec,
 )
 
-from genlib import attacks, bank, cohorts, features, membership, metrics
-from genlib.recipes import Recipe
+from genlib import attacks, bank, cohorts, features, membership, metrics, networks
 
 THRESHOLD = ["loss threshold", "entropy threshold"]
 TRAINED = ["logistic regression", "nearest neighbors"]
@@ -277,8 +276,9 @@ def overfitted():
     cohort = cohorts.load("simulated", n_patients=200, n_genes=300, seed=0)
     strangers = membership.reserve(cohort.labels, 0.5, seed=0)
     members = membership.paired_halves(cohort.labels, 4, seed=0, reserved=strangers)
-    recipe = Recipe("mlp", hidden=(32,), epochs=60)
-    logits = bank.train(features.transform(cohort), cohort.labels, members, recipe, seed=0, progress=False)
+    model = networks.mlp(300, len(cohort.classes), hidden=(32,))
+    how = {"epochs": 60, "batch_size": 32, "seed": 0, "progress": False}
+    logits = bank.train(model, features.transform(cohort), cohort.labels, members, **how).logits
     return logits, cohort.labels, members, strangers
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.special import log_softmax, softmax
 
-from genlib import attacks, bank, defenses, membership, metrics
-from genlib.recipes import Privacy, Recipe
+from genlib import attacks, bank, defenses, membership, metrics, networks
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (4, 50, 5))
 
@@ -86,7 +86,11 @@ def test_a_strength_that_cannot_be_is_named(call, said):
 
 # --- distillation ---------------------------------------------------------------------------------------------------
 
-RECIPE = Recipe("softmax", epochs=20, learning_rate=0.1)
+HOW = {"epochs": 20, "batch_size": 32, "seed": 0, "progress": False}
+
+
+def softmax_network(n_features=100, n_classes=3):
+    return networks.softmax(n_features, n_classes, learning_rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +104,8 @@ def test_soft_targets_that_are_labels_train_as_labels_do(cohort):
     x, labels = cohort
     members = membership.paired_halves(labels, 2, seed=0)
     targets = np.broadcast_to(np.eye(3, dtype=np.float32)[labels], (2, 80, 3))
-    hard = bank.train(x, labels, members, RECIPE, 0, progress=False)
-    soft = bank.train(x, labels, members, RECIPE, 0, targets=targets, progress=False)
+    hard = bank.train(softmax_network(), x, labels, members, **HOW).logits
+    soft = bank.train(softmax_network(), x, labels, members, targets=targets, **HOW).logits
     np.testing.assert_allclose(soft, hard, atol=1e-4)
 
 
@@ -110,16 +114,25 @@ def test_a_student_meets_no_member_but_through_its_teacher(cohort):
     x, labels = cohort
     reserved = membership.reserve(labels, 0.4, seed=0)
     members = membership.paired_halves(labels, 2, seed=0, reserved=reserved)
-    options = {"engine": "genes", "progress": False}
-    students = defenses.distill(x, labels, members, reserved, RECIPE, 0, 2.0, **options)
-    teachers = bank.train(x, labels, members, RECIPE, 0, **options)
+    students = defenses.distill(softmax_network(), x, labels, members, reserved, temperature=2.0, **HOW).logits
+    teachers = bank.train(softmax_network(), x, labels, members, **HOW).logits
     targets = softmax(teachers.astype(float) / 2.0, axis=2).astype(np.float32)
     changed = x.copy()
     changed[~reserved] = 0
-    alone = bank.train(changed, labels, np.tile(reserved, (2, 1)), RECIPE, 1, targets=targets, **options)
-    np.testing.assert_allclose(alone[:, reserved], students[:, reserved], atol=1e-5)
-    with pytest.raises(ValueError, match="nobody is reserved"):
-        defenses.distill(x, labels, members, np.zeros(80, bool), RECIPE, 0)
+    start = [
+        np.zeros(w.shape) for w in softmax_network().get_weights()
+    ]  # a start of its own is drawn among all patients
+    how = HOW | {"seed": 1, "start": start, "targets": targets}
+    alone, among = (
+        bank.train(softmax_network(), values, labels, np.tile(reserved, (2, 1)), **how).logits
+        for values in (changed, x)
+    )
+    np.testing.assert_allclose(alone[:, reserved], among[:, reserved], atol=1e-5)
+    drawn = bank.train(softmax_network(), x, labels, np.tile(reserved, (2, 1)), **(how | {"start": None})).logits
+    np.testing.assert_array_equal(students, drawn)
+    for wrong in (np.zeros(80, bool), np.ones(80, bool)):
+        with pytest.raises(ValueError, match="students learn from reserved patients"):
+            defenses.distill(softmax_network(), x, labels, members, wrong, **HOW)
 
 
 def test_every_patient_is_left_out_of_as_many_teachers_as_was_said_and_of_others_each_time():
@@ -129,7 +142,8 @@ def test_every_patient_is_left_out_of_as_many_teachers_as_was_said_and_of_others
     assert not (absent[0] == absent[1]).all()
     for wrong in (0, 10):
         with pytest.raises(ValueError, match=f"n_absent={wrong}"):
-            defenses.self_distill(np.ones((4, 2)), np.arange(4) % 2, np.ones((1, 4), bool), RECIPE, 0, n_absent=wrong)
+            x, members = np.ones((4, 2)), np.ones((1, 4), bool)
+            defenses.self_distill(softmax_network(2, 2), x, np.arange(4) % 2, members, n_absent=wrong, **HOW)
 
 
 def test_self_distillation_teaches_a_member_by_models_without_it(cohort, monkeypatch):
@@ -139,11 +153,11 @@ def test_self_distillation_teaches_a_member_by_models_without_it(cohort, monkeyp
     train = bank.train
 
     def watched(*arguments, **options):
-        asked.append((arguments[2], options.get("targets")))
+        asked.append((arguments[3], options.get("targets")))
         return train(*arguments, **options)
 
     monkeypatch.setattr(bank, "train", watched)
-    defenses.self_distill(x, labels, members, RECIPE, 0, n_parts=5, n_absent=2, progress=False)
+    defenses.self_distill(softmax_network(), x, labels, members, n_parts=5, n_absent=2, **HOW)
     (parts, _), (students, targets) = asked
     np.testing.assert_array_equal(students, members)
     parts = parts.reshape(2, 5, 80)
@@ -154,8 +168,9 @@ def test_self_distillation_teaches_a_member_by_models_without_it(cohort, monkeyp
 def test_self_distillation_leaves_less_for_the_attack(cohort):
     x, labels = cohort
     members = membership.paired_halves(labels, 16, seed=0)
-    plain = bank.train(x, labels, members, RECIPE, 0, progress=False)
-    distilled = defenses.self_distill(x, labels, members, RECIPE, 0, progress=False)
+    how = HOW | {"start": [np.zeros(w.shape) for w in softmax_network().get_weights()]}  # no start noise hides anybody
+    plain = bank.train(softmax_network(), x, labels, members, **how).logits
+    distilled = defenses.self_distill(softmax_network(), x, labels, members, **how).logits
     found = [
         metrics.auc(attacks.lira(logits, labels, members, variance="pooled"), members) for logits in (plain, distilled)
     ]
@@ -223,8 +238,8 @@ def test_memguard_hides_members_from_one_threshold_on_confidence():
 def test_the_guard_knows_members_and_its_border_is_crossed():
     logits, _, members, reserved = overconfident()
     rngs = [np.random.default_rng([0, 27, m]) for m in range(6)]
-    network = defenses._train_guard(logits.astype(np.float32), members, reserved, rngs)
-    moved, guess, after = (part.numpy() for part in defenses._mislead(logits.astype(np.float32), network))
+    network = defenses._train_guard(tf.constant(logits, tf.float32), members, reserved, rngs)
+    moved, guess, after = (part.numpy() for part in defenses._mislead(tf.constant(logits, tf.float32), network))
     assert metrics.auc(guess[:, ~reserved], members[:, ~reserved]) > 0.9
     assert (np.abs(after) < np.abs(guess)).mean() > 0.9
     assert (moved.argmax(axis=2) == logits.argmax(axis=2)).all()
@@ -246,20 +261,50 @@ def test_memguard_refuses_what_makes_no_sense():
             defenses.memguard(logits, members, wrong, 0.5, seed=0)
 
 
-def test_what_an_architecture_cannot_have_is_left_out_with_its_reason():
-    changes = {
-        "fewer units": {"8": {"hidden": (8,)}, "4": {"hidden": (4,)}, "2": {"hidden": (2,)}},
-        "mixup": {"0.1": {"mixup": 0.1}},
-        "panel": {"pam50": {}},
-        "private": {"1": {"privacy": Privacy(1.0)}},
-    }
-    recipes, left_out = defenses.variants(Recipe("mlp"), changes, only_middle=True)
-    assert list(recipes) == [("fewer units", "4"), ("mixup", "0.1"), ("panel", "pam50"), ("private", "1")]
-    assert recipes["fewer units", "4"].hidden == (4,) and recipes["panel", "pam50"] == Recipe("mlp") and not left_out
-    _, left_out = defenses.variants(Recipe("softmax"), changes)
-    assert "means nothing to architecture='softmax'" in left_out["fewer units"]
-    _, left_out = defenses.variants(Recipe("cnn", clustering={}), changes)
-    assert set(left_out) == {"mixup", "private"}
+def one_way(targets, logits, target, ascend):
+    """RelaxLoss of one batch, patient by patient."""
+    p = softmax(logits, axis=1)
+    losses = -(targets * np.log(p)).sum(axis=1)
+    if losses.mean() > target:
+        return losses.mean()
+    if ascend:
+        return -losses.mean()
+    flat = []
+    for t, q in zip(targets, p, strict=True):
+        sure = q[t.argmax()]
+        soft = np.where(t == 1, sure, (1 - sure) / (len(t) - 1)) if q.argmax() == t.argmax() else t
+        flat.append(-(soft * np.log(q)).sum())
+    return np.mean(flat)
+
+
+@pytest.mark.parametrize("target", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_relax_loss_is_the_algorithm_patient_by_patient_for_one_batch_and_for_one_a_model(target, epoch):
+    rng = np.random.default_rng(0)
+    logits, targets = 2 * rng.normal(size=(3, 8, 4)), np.eye(4)[rng.integers(0, 4, (3, 8))]
+    loss = defenses.RelaxLoss(target)
+    loss.epoch.assign(epoch)
+    each = [one_way(t, z, target, epoch == 0) for t, z in zip(targets, logits, strict=True)]
+    weights = np.full((3, 8), 1 / 8)
+    assert float(loss(targets, logits, sample_weight=weights)) == pytest.approx(sum(each))
+    assert float(loss(targets[0], logits[0])) == pytest.approx(each[0])
+
+
+def test_a_confidence_penalty_is_cross_entropy_of_soft_labels_less_entropy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(8, 4)), np.eye(4)[rng.integers(0, 4, 8)]
+    p, soft = softmax(logits, axis=1), 0.9 * targets + 0.1 / 4
+    by_hand = -(soft * np.log(p)).sum(axis=1) + 0.3 * (p * np.log(p)).sum(axis=1)
+    loss = defenses.ConfidencePenalty(0.3, label_smoothing=0.1, reduction="none")
+    np.testing.assert_allclose(loss(targets, logits), by_hand)
+
+
+def test_relax_loss_counts_epochs_in_kerass_own_fit(cohort):
+    x, labels = cohort
+    loss = defenses.RelaxLoss(1.0)
+    model = networks.softmax(100, 3, loss=loss)
+    model.fit(x, np.eye(3)[labels], epochs=4, verbose=0, callbacks=[loss.counter()])
+    assert int(loss.epoch) == 3
 
 
 def test_a_cohort_too_small_for_ten_teachers_gives_each_a_member_all_the_same():
@@ -267,10 +312,10 @@ def test_a_cohort_too_small_for_ten_teachers_gives_each_a_member_all_the_same():
     labels = np.arange(16) % 2
     features = rng.normal(size=(16, 30)).astype(np.float32)
     members = membership.paired_halves(labels, 4, 0)
-    recipe = Recipe("softmax", epochs=2, batch_size=4, learning_rate=0.1)
-    logits = defenses.self_distill(features, labels, members, recipe, 0, n_absent=8, progress=False)
+    how, model = HOW | {"epochs": 2, "batch_size": 4}, softmax_network(30, 2)
+    logits = defenses.self_distill(model, features, labels, members, n_absent=8, **how).logits
     assert np.isfinite(logits).all()
     few = np.zeros((2, 16), bool)
     few[:, :1] = True
     with pytest.raises(ValueError, match="1 members cannot be spread over 10 teachers"):
-        defenses.self_distill(features, labels, few, recipe, 0, n_absent=1, progress=False)
+        defenses.self_distill(model, features, labels, few, n_absent=1, **how)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from genlib import attacks, bank, membership, metrics, privacy
-from genlib.recipes import Privacy, Recipe
+from genlib import attacks, bank, membership, metrics, networks, privacy
 
 N, D, MODELS = 60, 300, 40
 
@@ -13,12 +12,13 @@ def rates(fault):
     """TPR of LiRA at two false positive rates, overall and in two groups, on patients that can only be memorized."""
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(N, D)).astype(np.float32), rng.integers(0, 2, N)
-    recipe = Recipe("softmax", epochs=40, batch_size=None, learning_rate=0.5, momentum=0.9, privacy=Privacy(1.0))
+    model, promise = networks.softmax(D, 2, learning_rate=0.5, momentum=0.9), privacy.Privacy(1.0)
     members = membership.bernoulli(N, MODELS, seed=0)
-    logits = bank.train(x, labels, members, recipe, 0, n=N // 2, fault=fault, progress=False)
+    how = {"epochs": 40, "batch_size": None, "seed": 0, "privacy": promise, "n": N // 2, "progress": False}
+    logits = bank.train(model, x, labels, members, fault=fault, **how).logits
     scores = attacks.lira(logits, labels, members, variance="pooled")
     table = metrics.attack_table(scores, members, labels, n_bootstrap=300)
-    sigma = privacy.calibrate(recipe, N // 2)
+    sigma = promise.mechanism(N // 2, epochs=40).noise_multiplier
     return table, {fpr: float(privacy.trade_off(fpr, sigma, 40)) for fpr in (0.1, 0.01)}
 
 

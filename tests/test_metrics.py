@@ -283,11 +283,37 @@ def test_the_bootstrap_draws_patients_and_whole_twin_pairs():
 
 def test_twins_have_one_weight():
     members = np.array([[True, False], [False, True], [True, False], [False, True]])
-    answers = metrics._answers(np.arange(8.0).reshape(4, 2), members)
-    pairs = np.array([[5.0, 7.0]])
-    (weight,) = metrics._weight_chunks(answers, (np.ones((1, 2)), pairs))
-    by_model = dict(zip(answers.scores.astype(int) // 2, weight[:, 0], strict=True))
-    assert by_model == {0: 5.0, 1: 5.0, 2: 7.0, 3: 7.0}
+    scores = np.arange(8.0).reshape(4, 2)
+    values = metrics._measure(metrics._Answers(scores, members), np.array([[1, 1]]), np.array([[5, 7]]))
+    weight = np.repeat([5, 5, 7, 7], 2)
+    expected = sklearn.metrics.roc_auc_score(members.ravel(), scores.ravel(), sample_weight=weight)
+    assert values["AUC"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("grain", [0.5, 1e-9])
+@pytest.mark.parametrize("n_models", [5, 6])
+def test_every_draw_gives_what_its_patients_and_pairs_give_one_by_one(grain, n_models):
+    scores, members = twins(np.random.default_rng(18), n_pairs=3, n=40)
+    scores, members = np.round(scores / grain)[:n_models], members[:n_models]
+    scores[::2, ::5] = np.nan
+    drawn = metrics._weights(np.random.default_rng(19), 50, n_models, 40)
+    values = metrics._measure(metrics._Answers(scores, members), *drawn)
+    for b, (count, pair) in enumerate(zip(*drawn, strict=True)):
+        rows, columns = np.repeat(np.arange(n_models), np.repeat(pair, 2)[:n_models]), np.repeat(np.arange(40), count)
+        answers = scores[np.ix_(rows, columns)], members[np.ix_(rows, columns)]
+        fpr, tpr, _ = metrics.roc(*answers)
+        assert values["AUC"][b] == pytest.approx(metrics.auc(*answers))
+        assert values["advantage"][b] == pytest.approx((tpr - fpr).max())
+        assert values["TPR"][b].tolist() == [metrics.tpr_at_fpr(*answers, limit) for limit in metrics.FPR_LEVELS]
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_the_number_of_threads_changes_nothing(monkeypatch, n_threads):
+    scores, members = twins(np.random.default_rng(13), n_pairs=2, n=60)
+    monkeypatch.setattr(metrics, "CHUNK", 700)
+    usual = metrics.attack_table(scores, members, np.arange(60) % 2, n_bootstrap=40)
+    monkeypatch.setattr(metrics.os, "sched_getaffinity", lambda process: range(n_threads))
+    assert metrics.attack_table(scores, members, np.arange(60) % 2, n_bootstrap=40).equals(usual)
 
 
 def test_bootstrap_draws_are_those_of_a_naive_resampling():

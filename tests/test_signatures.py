@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from genlib import cohorts, features, membership, signatures
+from genlib import cohorts, features, membership, privacy, signatures
 
 NAMES = ("Basal", "Her2", "LumA", "LumB", "Normal-like")
 
@@ -66,7 +66,8 @@ def test_without_noise_the_center_finds_the_origin_of_simulated_centroids(cohort
     profiles *= radius / np.linalg.norm(profiles, axis=1, keepdims=True)
     center = signatures.center(signature)
     center = type(center)(center.lean, center.share, radius)
-    offset = center.offset(profiles, 0.0, len(profiles), rng)
+    plan = privacy.Mechanism(clip_norm=1.0, noise=0.0, rate=1.0, steps=1, divisor=len(profiles))
+    offset = center.offset(profiles, plan, rng)
     naive = profiles.mean(axis=0)
     assert np.linalg.norm(offset - baseline) < np.linalg.norm(naive - baseline) / 2
 
