@@ -76,8 +76,7 @@ class Trained:
     further : list of numpy.ndarray or None
         The weights behind `inside` in Keras' order, from the first bias on, each with a leading axis M.
     model : callable
-        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share. It is trained
-        again, bit for bit.
+        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share. Trained again, bit for bit.
     """
 
     logits: np.ndarray
@@ -451,8 +450,7 @@ def _first_in_span(model):
     others = [type(layer) for layer in model.layers if layer.weights]
     return bool(
         first and first.trainable and first.kernel_constraint is None and set(others) == {K.layers.Dense}
-        and type(first.kernel_regularizer) in (type(None), K.regularizers.L2)
-        and type(model.optimizer) is K.optimizers.SGD
+        and type(first.kernel_regularizer) in (type(None), K.regularizers.L2) and type(model.optimizer) is K.optimizers.SGD
     )  # fmt: skip
 
 
@@ -553,10 +551,8 @@ def deviation(initializer, shape):
 
     Examples
     --------
-    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3))
-    0.5
-    >>> deviation(K.initializers.GlorotUniform(), (8, 3)) is None
-    True
+    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3)), deviation(K.initializers.GlorotUniform(), (8, 3))
+    (0.5, None)
     """
     if isinstance(initializer, K.initializers.Zeros):
         return 0.0
@@ -791,7 +787,7 @@ def _batches(job, m, n, seed=None):
 
 
 def _steps(job, m, space, masks_of, seed=None):
-    """All that the steps of model m need, with a leading axis of steps; what only fills a row up weighs nothing."""
+    """All that the steps of model m need, each with a leading axis of steps; what only fills a row up weighs nothing."""
     who = np.flatnonzero(job.members[m])
     rows, sizes = _batches(job, m, len(who), seed)
     counts = np.arange(rows.shape[1]) < sizes[:, None]
@@ -879,8 +875,7 @@ def _in_span(job, m):
 
     return _Space(
         table, np.arange(len(who)), [np.zeros((job.most, first.units), job.x.dtype), *start[1:]],
-        lambda kernel, scale: job.inner[:, filled] @ kernel + scale * begun, on_features,
-        job.most + np.arange(len(known)),
+        lambda kernel, scale: job.inner[:, filled] @ kernel + scale * begun, on_features, job.most + np.arange(len(known)),
     )  # fmt: skip
 
 
@@ -929,7 +924,7 @@ def factor(inner, scale=0.0):
 
 
 def _in_members_span(job, m):
-    """Coordinates of the members in their own span: noise is as isotropic as on features, and less is drawn.
+    """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less of it.
 
     What happens outside of that span cannot affect training. It is drawn at the end, with the variance that start and
     noise would have gathered there; without it the weights would show who spans them.
@@ -1054,8 +1049,8 @@ def _trained(job, missing, weights=False):
     made = [job.loss, job.on_device]
     if job.form == "span":
         made += [job.inner, job.coordinates if job.plan is None else None]
-    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads
-    # would be in their way, and share out a product as they are free: not the same bits each time.
+    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads would
+    # be in their way, and share out a product as they are free: not the same bits each time.
     with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads()) as pool:
         for found in pool.map(lambda piece: work(job, piece, size, weights), pieces):
             yield from found
@@ -1270,7 +1265,7 @@ def _cluster(job, first_phase, models, spaces, table, size, masks_of):
 
 
 def _answers(job, bank, spaces):
-    """What the models answer about all rows, what their last layers work on, and products with the first kernel."""
+    """What the models of a bank answer about all rows, what their last layers work on, and products with the first kernel."""
     first = bank.dense[0]
     if _first(job.model) is None:
         answers, last = bank.compiled("read", tf.constant(job.x)[None])
@@ -1287,7 +1282,7 @@ def _answers(job, bank, spaces):
 
 
 def _read(job, bank, models, spaces, weights):
-    """Logits, products with the first kernel and further weights of each model; `weights` on features if asked for."""
+    """Logits, products with the first kernel and further weights of each model; all weights on features where asked for."""
     answers, _, inside = _answers(job, bank, spaces)
     logits = _as_logits(job.model, answers)
     for place, m in enumerate(models):
@@ -1355,7 +1350,7 @@ _alone = threading.local()
 
 
 def _worker(job):
-    """A copy of the model for this thread, compiled, with its steps and how they begin."""
+    """This thread's copy of the model, compiled, with its steps and how they begin."""
     # An optimizer of Keras' former kind makes its memory at the first step, so each model gets a new one.
     if getattr(_alone, "job", None) is job and hasattr(_alone.optimizer, "build"):
         return _alone

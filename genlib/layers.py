@@ -1,4 +1,4 @@
-"""M networks side by side: Keras layers with a leading axis of models, and the model whose one step is a training.
+"""M networks side by side: Keras layers with a leading axis of models, and the model whose one step is a whole training.
 
 A compiled Keras model is the blueprint. `stack` clones it, and gives every dense layer (and every convolution that
 moves by its own width) a kernel for each model; all other layers, the optimizer, the loss, regularizers and constraints
@@ -75,7 +75,7 @@ class SpanDense(Dense):
 
 
 class Convolution(Dense):
-    """M convolutions that move by their own width: each patch is a row. (M, b, length, c) to (M, b, patches, units)."""
+    """M convolutions that move by their own width, so that each patch is a row: (M, b, length, c) to (M, b, patches, units)."""
 
     def __init__(self, units, width, padding, **options):
         super().__init__(units, **options)
@@ -150,7 +150,7 @@ class SGD(K.optimizers.SGD):
 
 
 def mix(table, rows, shares):
-    """Mix rows of a table, one for all (n, d) or one a model (M, n, d): row j is sum_p shares[j, p] table[rows[j, p]]."""
+    """Rows of a table, one for all (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
     return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=2)
 
 
@@ -225,7 +225,7 @@ class Bank(K.Model):
 
 
 class ClusterBank(Bank):
-    """DeepType's second phase (Chen et al. 2020): what the last layer works on is drawn to `centers`."""
+    """DeepType's second phase (Chen et al. 2020): what the last layer works on is drawn to `centers`, by their weight."""
 
     def loss_of(self, x, logits, step):
         """The loss, and the squared distances to the centers."""
@@ -234,7 +234,7 @@ class ClusterBank(Bank):
 
 
 class AdversarialBank(Bank):
-    """Adversarial regularization (Nasr, Shokri, Houmansadr, CCS 2018): attackers learn beside models that resist."""
+    """Adversarial regularization (Nasr, Shokri, Houmansadr, CCS 2018): attackers learn beside the models, which resist."""
 
     def oppose(self, attacker, optimizer, strength):
         """Give the attackers' network, (M, b, 2 k) to (M, b, 1), its optimizer, and how much the models resist."""
@@ -290,7 +290,7 @@ class PrivateBank(Bank):
         return tf.sqrt(squares)
 
     def clipped(self, x, step):
-        """Sums over the patients in the variables' order, and norms; one that is not finite leaves its patient out."""
+        """Sums over the patients in the variables' order, and the norms. A norm that is not finite leaves its patient out."""
         given, errors = self.errors(x, step)
         norms = self.norms(given, errors) if self.same_mask else self.norms(*self.errors(x, step, training=False))
         finite = tf.math.is_finite(norms)

@@ -21,7 +21,7 @@ FILTERS, WIDTH = 32, 71  # of the convolution
 
 @K.utils.register_keras_serializable("genlib")
 class Sparse(K.constraints.Constraint):
-    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each of the optimizer.
+    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each step of the optimizer.
 
     Parameters
     ----------

@@ -391,8 +391,8 @@ def statement(privacy, plan, panel=None, released=False):
     )
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
-        f"training with any one patient or without gives models that are hard to tell apart. It covers the "
-        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
+        f"training with any one patient or without gives models that are hard to tell apart. It covers the {plan.steps} "
+        f"gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
         f"{plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
         f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
         "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
@@ -578,8 +578,7 @@ def tf_privacy_model(model, plan, seed, checked=True):
     clone = bank.clone(model, seed, masks=False)
     private = DPModel(
         inputs=clone.inputs, outputs=clone.outputs, l2_norm_clip=plan.clip_norm,
-        noise_multiplier=plan.noise_multiplier, layer_registry=layer_registry.make_default_layer_registry(),
-        use_xla=False,
+        noise_multiplier=plan.noise_multiplier, layer_registry=layer_registry.make_default_layer_registry(), use_xla=False,
     )  # fmt: skip
     if not private._enable_fast_peg_computation:
         raise ValueError("TF-Privacy took its slow path, which divides by the drawn number of members")
