@@ -1,16 +1,20 @@
 """The bank is plain Keras: in float64 to the last digits, in float32 the same bits whatever the chunks and threads."""
 
 import dataclasses
-import json
+import functools
+import subprocess
+import sys
 
 import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from sklearn.cluster import KMeans
 
 from genlib import bank, layers, networks
+from genlib.privacy import Privacy
 
 K = tf.keras
 L, R, C, OPT, LOSS = K.layers, K.regularizers, K.constraints, K.optimizers, K.losses
@@ -99,7 +103,7 @@ def agree(model, form, m=-1, tolerance=1e-11, train=reference, x=X, **options):
     options = TRAINING | {"start": starts_of(model)} | options
     members = MEMBERS[1:] if form == "alone" else MEMBERS
     job = bank._job(model, x, LABELS, members, **options)
-    assert job.form == form
+    assert form in (job.form, None)
     m %= len(members)
     trained, plain = bank.train(model, x, LABELS, members, progress=False, **options), train(job, m)
     answers, weights = bank._as_logits(model, plain(x, training=False).numpy()), plain.get_weights()
@@ -112,10 +116,11 @@ def agree(model, form, m=-1, tolerance=1e-11, train=reference, x=X, **options):
             np.testing.assert_allclose(ours[m], theirs, atol=tolerance, rtol=0)
 
 
-def chain(*hidden, optimizer=None, loss=None, d=D, last=None):
+def chain(*hidden, optimizer=None, loss=None, d=D, last=None, loss_weights=None):
     """Layers in a line, compiled."""
     model = K.Sequential([K.Input((d,)), *hidden, last or L.Dense(CLASSES)])
-    model.compile(optimizer or OPT.SGD(0.05, 0.9), loss or K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = loss or LOSS.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or OPT.SGD(0.05, 0.9), loss, loss_weights=loss_weights)
     return model
 
 
@@ -236,7 +241,7 @@ CASES = {
     "clipped norms": (
         lambda: chain(
             L.Dense(5, "relu", activity_regularizer=R.L2(0.01)), L.Dropout(0.3),
-            optimizer=OPT.SGD(0.05, 0.9, clipnorm=0.5, weight_decay=0.1),
+            optimizer=OPT.SGD(0.05, 0.9, clipnorm=0.5, weight_decay=0.1), loss_weights=0.5,
         ), "alone", {"class_weight": [1.0, 2.0, 0.5]},
     ),
     "clipped values": (
@@ -251,6 +256,7 @@ CASES = {
             loss=LOSS.CategoricalCrossentropy(from_logits=True, axis=1, label_smoothing=0.1),
         ), "alone", {"mixup": 0.4},
     ),
+    "a number type of its own": (lambda: chain(L.Dense(5, dtype="float32")), "alone", {"epochs": 5, "tolerance": 1e-5}),
     "legacy": (lambda: chain(L.Dense(5, "relu"), optimizer=OPT.legacy.SGD(0.05, 0.9)), "alone", {"epochs": 10}),
 }  # fmt: skip
 
@@ -259,3 +265,309 @@ CASES = {
 def test_the_bank_is_plain_keras(name, double):
     build, form, options = CASES[name]
     agree(build(), form, **options)
+
+
+def test_every_argument_of_layer_optimizer_and_loss_is_changed_in_some_case():
+    plain = [L.Dense(1), OPT.SGD(), OPT.Adam(), LOSS.SparseCategoricalCrossentropy(), LOSS.CategoricalCrossentropy()]
+    changed = {type(one): set() for one in plain}
+    for build, *_ in CASES.values():
+        model = build()
+        for one in plain:
+            for other in [*model.layers, model.optimizer, model.loss]:
+                if type(other) is type(one):
+                    pairs = zip(one.get_config().items(), other.get_config().values(), strict=False)
+                    changed[type(one)] |= {name for (name, default), value in pairs if value != default}
+    # An optimizer's way to be compiled, and names, change nothing that is trained.
+    missing = {type(one).__name__: set(one.get_config()) - changed[type(one)] for one in plain}
+    assert missing.pop("Dense") == {"name"}
+    assert missing["SGD"] & missing["Adam"] == {"name", "jit_compile", "is_legacy_optimizer"}
+    assert missing["SGD"] <= set(OPT.Adam().get_config()) and missing["Adam"] <= set(OPT.SGD().get_config())
+    assert missing["SparseCategoricalCrossentropy"] == {"name"}
+    assert missing["CategoricalCrossentropy"] <= {"name", "reduction"}
+
+
+def clustered(job, m):
+    """DeepType's two phases in plain Keras: the second has the representation as another answer."""
+    model, plan = reference(job, m), job.clustering
+    both = K.Model(model.inputs, [model.output, model.layers[-1].input])
+    sparse = model.layers[0].kernel_constraint
+    alive = np.any(model.get_weights()[0] != 0, axis=1, keepdims=True)
+    assert 0 < alive.sum() < len(alive)
+    sparse.ramp, sparse.alive = 1e-7, alive
+    optimizer = type(model.optimizer).from_config(job.model.optimizer.get_config())
+    sparse.bind(optimizer)
+    both.compile(optimizer, [model.loss, lambda at, z: tf.reduce_sum((z - at) ** 2, -1)], loss_weights=[1, plan.weight])
+    who, number = np.flatnonzero(job.members[m]), bank._number(job.seed, m)
+    for turn in range(plan.rounds):
+        z = both(job.x)[1].numpy()[who]
+        found = KMeans(plan.n_clusters, n_init=1, random_state=(number + turn) % 2**31).fit(z)
+        centers = np.zeros((len(job.x), z.shape[1]))
+        centers[who] = found.cluster_centers_[found.labels_]
+        again = dataclasses.replace(job, epochs=plan.epochs)
+        steps = bank._steps(again, m, bank._Space(job.x, who, [], None, None), [], [number, 25, turn])
+        for row, count in zip(steps["rows"][..., 0], (steps["weights"] > 0).sum(axis=1), strict=True):
+            both.train_on_batch(job.x[row[:count]], [job.labels[row[:count]], centers[row[:count]]])
+    return model
+
+
+def test_rounds_of_k_means_are_those_of_plain_keras(double):
+    model = networks.deeptype(D, CLASSES, (6, 4), group=0.02, ramp=20.0, optimizer="adam", learning_rate=0.01)
+    agree(model, "features", train=clustered, epochs=12, clustering=bank.Clustering(0.5, 3, rounds=2, epochs=6))
+
+
+BETWEEN = {
+    "nothing": lambda: [], "dropout": lambda: [L.Dropout(0.3)], "normal rows": lambda: [L.LayerNormalization()],
+    "activation": lambda: [L.Activation("elu")], "normal batches": lambda: [L.BatchNormalization()],
+}  # fmt: skip
+PARTS = {
+    "kernel_regularizer": [None, R.L1(0.01), R.L2(0.01)], "kernel_constraint": [None, "non_neg", C.UnitNorm()],
+    "bias_constraint": [None, C.NonNeg()], "use_bias": [True, False], "activation": ["linear", "tanh", "softplus"],
+    "activity_regularizer": [None, R.L2(0.01)],
+}  # fmt: skip
+OPTIMIZERS = {
+    "SGD": lambda: OPT.SGD(0.02), "momentum": lambda: OPT.SGD(0.02, 0.8), "Adam": lambda: OPT.Adam(0.01),
+    "decay": lambda: OPT.SGD(0.02, weight_decay=0.1), "Nadam": lambda: OPT.Nadam(0.01),
+}  # fmt: skip
+
+
+@hypothesis.settings(max_examples=6, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.data())
+def test_whatever_network_is_drawn_the_bank_is_plain_keras(double, data):
+    def draw(choices):
+        return data.draw(st.sampled_from(list(choices)))
+
+    hidden = []
+    for units in data.draw(st.lists(st.integers(2, 5), max_size=2)):
+        # Mostly the defaults: a network with everything trains alone, whatever the draws.
+        options = {name: draw(values) if draw([True, False, False]) else values[0] for name, values in PARTS.items()}
+        hidden += [L.Dense(units, **options), *BETWEEN[draw(BETWEEN)]()]
+    smooth = LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=draw([0.0, 0.1]), reduction=draw(["auto", "sum"]))
+    model = chain(*hidden, optimizer=OPTIMIZERS[draw(OPTIMIZERS)](), loss=smooth)
+    agree(model, None, epochs=6, batch_size=draw([3, 5, None]), mixup=draw([0.0, 0.3]), m=draw([0, -1]))
+
+
+# --- the same bits --------------------------------------------------------------------------------------------------
+
+
+FLOAT = X.astype(np.float32)
+MANY = np.random.default_rng(4).random((5, N)) < 0.5
+HOW = {
+    "span": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, momentum=0.9), {}),
+    "features": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, group=0.01, optimizer="adam"), {}),
+    "private": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, momentum=0.9), {"privacy": Privacy(3.0), "n": 12}),
+    "alone": (normalized, {}),
+}
+
+
+def trained_by(build, options, **more):
+    return bank.train(build(), FLOAT, LABELS, MANY, epochs=4, batch_size=4, seed=2, progress=False, **options, **more)
+
+
+def same_bits(one, other):
+    assert one.logits.tobytes() == other.logits.tobytes() and one.inside.tobytes() == other.inside.tobytes()
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one.further, other.further, strict=True))
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="promised on a processor alone")
+@pytest.mark.parametrize("kind", HOW)
+def test_on_a_processor_bits_are_the_same_again_in_other_chunks_with_other_threads_and_after_a_kill(
+    kind, monkeypatch, tmp_path
+):
+    build, options = HOW[kind]
+    monkeypatch.setattr(bank, "threads", lambda: 2)
+    first = trained_by(build, options, cache=tmp_path)
+    same_bits(trained_by(build, options), first)
+    whole = sorted(tmp_path.iterdir())
+    assert len(whole) == 5
+    for path in whole[1:4]:
+        path.unlink()
+    monkeypatch.setattr(bank, "threads", lambda: 1)
+    monkeypatch.setattr(bank, "CHUNK", 2)
+    same_bits(trained_by(build, options, cache=tmp_path), first)
+    assert sorted(tmp_path.iterdir()) == whole
+    if kind != "private":
+        found = trained_by(build, options).model(3)
+        np.testing.assert_allclose(found(FLOAT, training=False), first.logits[3], atol=1e-5)
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+ALPHA = 0.2
+
+
+def key_of(model=None, m=0, **changed):
+    options = {"x": FLOAT, "labels": LABELS, "members": MANY, "epochs": 4, "batch_size": 4, "seed": 2} | changed
+    return bank._paths(bank._job(model or networks.mlp(D, CLASSES, (6,)), **options), "folder")[m].name
+
+
+def own(text):
+    """A function as a user would write it, in a cell that is run again after a change."""
+    space = {"tf": tf, "ALPHA": ALPHA}
+    exec(text, space)
+    return space["mine"]
+
+
+class Within(C.Constraint):
+    """A user's own constraint."""
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def __call__(self, kernel):
+        return tf.clip_by_value(kernel, -self.bound, self.bound)
+
+
+class Slow(OPT.SGD):
+    """A user's own optimizer."""
+
+
+def test_all_that_training_depends_on_has_a_key_of_its_own():
+    fewer = MANY.copy()
+    fewer[0, np.flatnonzero(MANY[0])[0]] = False
+    moved = FLOAT.copy()
+    moved[0, 0] += 1
+    mlp = functools.partial(networks.mlp, D, CLASSES, (6,))
+    keys = [
+        key_of(), key_of(m=1), key_of(seed=3), key_of(epochs=5), key_of(batch_size=5), key_of(members=fewer),
+        key_of(x=moved), key_of(labels=(LABELS + 1) % CLASSES), key_of(mixup=0.1), key_of(class_weight=[1, 1, 2.0]),
+        key_of(targets=np.full((5, N, CLASSES), 1 / 3)), key_of(start=[0 * w for w in mlp().get_weights()]),
+        key_of(clustering=bank.Clustering(0.1, 2, 1, 1)), key_of(clustering=bank.Clustering(0.2, 2, 1, 1)),
+        key_of(privacy=Privacy(1.0), n=12), key_of(privacy=Privacy(1.0), n=12, average=0.5),
+        key_of(privacy=Privacy(1.0), n=12, fault="no noise"), key_of(mlp(learning_rate=0.1)), key_of(mlp(momentum=0.1)),
+        key_of(mlp(optimizer="adam")), key_of(mlp(group=0.1)), key_of(mlp(group=0.2)), key_of(mlp(group=0.2, ramp=9.0)),
+        key_of(mlp(dropout=0.1)), key_of(mlp(dropout=0.2)), key_of(mlp(kernel_regularizer=R.L2(0.1))),
+        key_of(mlp(kernel_regularizer=R.L2(0.2))), key_of(mlp(kernel_regularizer=R.L1(0.2))), key_of(residual()),
+        key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True))),
+        key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))),
+        key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2))),
+        key_of(chain(L.Dense(6))), key_of(chain(L.Dense(6, use_bias=False))), key_of(chain(L.Dense(6, trainable=False))),
+        key_of(chain(L.Dense(6, kernel_initializer="he_normal"))), key_of(chain(L.Dense(6), loss_weights=0.5)),
+        key_of(chain(L.Dense(6), L.Activation("relu", name="relu"))),
+        key_of(chain(L.Dense(6), L.Activation("tanh", name="tanh"))),
+        *[key_of(chain(L.Dense(6, kernel_constraint=Within(bound)))) for bound in (0.1, 0.2)],
+        *[key_of(chain(L.Dense(6), optimizer=Slow(rate))) for rate in (0.1, 0.2)],
+        *[
+            key_of(chain(L.Dense(6, own(f"def mine(x{extra}):\n    return {code}"))))
+            for extra, code in [
+                ("", "tf.nn.relu(x)"), ("", "tf.nn.gelu(x)"), ("", "2.0 * tf.nn.gelu(x)"), (", a=1.0", "a * x"),
+                (", a=2.0", "a * x"), ("", "ALPHA * x"), ("", "(lambda y: y + 1)(x)"), ("", "(lambda y: y + 2)(x)"),
+            ]
+        ],
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+
+
+def test_names_of_layers_and_a_second_copy_of_the_same_function_keep_the_key(monkeypatch):
+    text = "def mine(x):\n    return (lambda y: y + ALPHA)(x)"
+    first, again = (chain(L.Dense(6, own(text), name=name)) for name in ("one", "other"))
+    assert key_of(first) == key_of(again)
+    assert key_of(residual()) == key_of(residual())
+    monkeypatch.setitem(globals(), "ALPHA", 0.3)
+    assert key_of(chain(L.Dense(6, own(text)))) != key_of(first)
+
+
+def test_a_flipped_bit_in_a_cached_model_is_said_and_that_model_is_trained_anew(tmp_path):
+    build, options = HOW["span"]
+    first = trained_by(build, options, cache=tmp_path)
+    path = sorted(tmp_path.iterdir())[2]
+    whole = path.read_bytes()
+    place = whole.index(np.ascontiguousarray(np.load(path)["logits"]).tobytes()) + 5
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged .* it is computed again"):
+        same_bits(trained_by(build, options, cache=tmp_path), first)
+    assert path.read_bytes()[place] == whole[place]
+
+
+# --- a model by itself ----------------------------------------------------------------------------------------------
+
+LOAD = """
+import sys, numpy as np, tensorflow as tf
+folder = sys.argv[1]
+for name in sys.argv[2:]:
+    model, stored = tf.keras.models.load_model(f"{folder}/{name}.keras"), np.load(f"{folder}/{name}.npz")
+    np.testing.assert_allclose(model.predict(stored["x"], verbose=0), stored["logits"], atol=1e-5)
+assert not any("genlib" in name for name in sys.modules)
+"""
+
+
+def test_a_model_of_the_bank_is_one_on_features_and_loads_without_this_package(tmp_path):
+    names = {
+        "span": (lambda: networks.softmax(D, CLASSES), {}), "lasso": (lambda: networks.softmax(D, CLASSES, l1=0.1), {}),
+        "smooth": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, loss=smoothing()), {}), "alone": (normalized, {}),
+        "rows": (lambda: networks.mlp(D, CLASSES, (6,), group=0.01, optimizer="adam"), {}),
+    }  # fmt: skip
+    for name, (build, options) in names.items():
+        trained = trained_by(build, options)
+        model = trained.model(2)
+        np.testing.assert_allclose(model(FLOAT, training=False), trained.logits[2], atol=1e-5)
+        weights = model.get_weights()
+        np.testing.assert_allclose(FLOAT @ weights[0], trained.inside[2], atol=1e-5)
+        for ours, theirs in zip(trained.further, weights[1:], strict=True):
+            np.testing.assert_array_equal(ours[2], theirs)
+        model.save(tmp_path / f"{name}.keras")
+        np.savez(tmp_path / f"{name}.npz", x=FLOAT, logits=trained.logits[2])
+    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path), *names], check=True, cwd=tmp_path)
+
+
+def smoothing():
+    return LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+
+
+# --- what is drawn --------------------------------------------------------------------------------------------------
+
+
+def still(start, members=MANY):
+    """A bank that stays at its start."""
+    model = chain(L.Dense(40, kernel_initializer=start), optimizer=OPT.SGD(0.0))
+    return bank.train(model, FLOAT, LABELS, members, epochs=1, batch_size=None, seed=5, progress=False)
+
+
+def test_a_gaussian_start_that_is_drawn_in_the_basis_has_the_law_that_it_has_on_features():
+    trained = still(networks.START)
+    spread = np.sqrt(2 / D)
+    inside = trained.inside.transpose(1, 0, 2).reshape(N, -1) / spread
+    # In coordinates of the rows: N directions of independent standard Gaussians in 5 models with 40 units each.
+    white = np.linalg.solve(np.linalg.cholesky(X @ X.T), inside)
+    assert 1e-4 < chi2.cdf((white**2).sum(), white.size) < 1 - 1e-4
+    assert np.abs(np.corrcoef(white) - np.eye(N)).max() < 5.5 / np.sqrt(white.shape[1])
+    kernel = trained.model(1).get_weights()[0]
+    np.testing.assert_allclose(FLOAT @ kernel, trained.inside[1], atol=1e-4)
+    outside = np.linalg.qr(X.T, mode="complete")[0][:, N:].T @ kernel / spread
+    assert 1e-4 < chi2.cdf((outside**2).sum(), outside.size) < 1 - 1e-4
+    assert np.abs(np.corrcoef(outside) - np.eye(D - N)).max() < 4.5 / np.sqrt(40)
+
+
+def test_another_start_is_drawn_on_features_as_keras_does():
+    trained = still("glorot_uniform")
+    kernel, bound = trained.model(1).get_weights()[0], np.sqrt(6 / (D + 40))
+    np.testing.assert_allclose(FLOAT @ kernel, trained.inside[1], atol=1e-4)
+    assert 0.99 * bound < np.abs(kernel).max() <= bound and abs(kernel.std() / bound * np.sqrt(3) - 1) < 0.04
+    assert not np.allclose(trained.inside[0], trained.inside[1])
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_a_layer_that_draws_numbers_of_its_own_runs_and_is_said_not_to_be_repeatable(batch_size, capsys, monkeypatch):
+    monkeypatch.setattr(bank, "_said", set())
+    options = {"epochs": 3, "batch_size": batch_size, "seed": 2, "progress": False}
+    noisy = [bank.train(chain(L.Dense(5), L.GaussianNoise(1.0)), FLOAT, LABELS, MANY, **options).logits for _ in range(2)]
+    assert np.isfinite(noisy).all() and not np.array_equal(*noisy)
+    assert capsys.readouterr().out.count("draws random numbers of its own") == 1
+    bank.train(chain(L.Dense(5), L.Dropout(0.4)), FLOAT, LABELS, MANY, **options)
+    assert "draws" not in capsys.readouterr().out
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="TensorFlow sees no GPU here")
+@pytest.mark.parametrize("kind", HOW)
+def test_on_a_gpu_the_bank_is_plain_keras_but_for_rounding(kind):
+    build, options = HOW[kind]
+    first = trained_by(build, options)
+    np.testing.assert_allclose(trained_by(build, options).logits, first.logits, atol=1e-6)
+    if kind != "private":
+        start = [w.astype(np.float32) for w in starts_of(build())]
+        how = {"epochs": 4, "batch_size": 4, "seed": 2, "start": start}
+        plain = reference(bank._job(build(), FLOAT, LABELS, MANY, **how), 1)(FLOAT, training=False)
+        ours = bank.train(build(), FLOAT, LABELS, MANY, progress=False, **how)
+        np.testing.assert_allclose(ours.logits[1], plain, atol=1e-3)
