@@ -43,7 +43,6 @@ CHUNK = 8  # models of one call on a processor
 MEMORY = 2**29  # bytes that the models of one call may take on a processor, 2**33 on a GPU
 NOISE = 2**24  # numbers of noise that one call holds
 PADDING_QUANTILE = 0.999999  # Poisson batches are padded to this quantile of their size
-ATTACKER, ATTACKER_RATE = (64, 32), 0.01  # of adversarial regularization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Trained:
     further : list of numpy.ndarray or None
         The weights behind `inside` in Keras' order, from the first bias on, each with a leading axis M.
     model : callable
-        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share. Trained again, bit for bit.
+        `model(m)`: model m as an ordinary Keras model on features, to look at, save or share; trained again for it.
     """
 
     logits: np.ndarray
@@ -102,7 +101,7 @@ class _Job:
     class_weight: np.ndarray | None = None
     start: list | None = None
     clustering: Clustering | None = None
-    adversary: tuple | None = None
+    adversary: object = None
     plan: object = None
     center: object = None
     average: float = 0.0
@@ -196,9 +195,8 @@ def train(
     start : list of numpy.ndarray, optional
         Weights on features, in Keras' order, that all models start from.
     clustering : Clustering, optional
-    adversary : (float, numpy.ndarray), optional
-        How much the model resists an attacker who learns beside it, and (n,) bool, patients in no model who stand for
-        non-members (adversarial regularization).
+    adversary : genlib.defenses.Adversary, optional
+        An attacker who learns beside each model, which resists.
     privacy : genlib.privacy.Privacy, optional
         Train by DP-SGD under this guarantee.
     n : int, optional
@@ -226,8 +224,8 @@ def train(
 
     References
     ----------
-    Mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018. Clustering: Chen et al., Bioinformatics 36(5), 2020. Adversary:
-    Nasr, Shokri, Houmansadr, CCS 2018, algorithm 1. DP-SGD: Abadi et al., CCS 2016, algorithm 1.
+    Mixup: Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018. Clustering: Chen et al., Bioinformatics 36(5), 2020. DP-SGD:
+    Abadi et al., CCS 2016, algorithm 1.
 
     Examples
     --------
@@ -329,12 +327,11 @@ def _check(job):
         raise ValueError(
             f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1"
         )
-    if job.adversary and (members & job.adversary[1]).any():
+    if job.adversary and (members & job.adversary.others).any():
         raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
     if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
-        raise ValueError(
-            f"start has shapes {[w.shape for w in job.start]}; the model's are {[w.shape for w in job.model.get_weights()]}"
-        )
+        shapes = [w.shape for w in job.model.get_weights()]
+        raise ValueError(f"start has shapes {[w.shape for w in job.start]}; the model's are {shapes}")
 
 
 # In which form a model trains.
@@ -465,10 +462,10 @@ def _first(model):
 def _first_in_span(model):
     first = _first(model)
     others = [type(layer) for layer in model.layers if layer.weights]
-    return bool(
-        first and first.trainable and first.kernel_constraint is None and set(others) == {K.layers.Dense}
-        and type(first.kernel_regularizer) in (type(None), K.regularizers.L2) and type(model.optimizer) is K.optimizers.SGD
-    )  # fmt: skip
+    if first is None or not first.trainable or first.kernel_constraint is not None:
+        return False
+    decays = first.kernel_regularizer is None or type(first.kernel_regularizer) is K.regularizers.L2
+    return decays and set(others) == {K.layers.Dense} and type(model.optimizer) is K.optimizers.SGD
 
 
 def _check_private(job, reason):
@@ -534,9 +531,10 @@ def _loss_of(job):
         config = found.get_config()
         smoothing = config.pop("label_smoothing")
         found = K.losses.CategoricalCrossentropy.from_config(config)
-    found = copy.copy(found)
-    found.reduction = K.losses.Reduction.SUM if job.plan is None else K.losses.Reduction.NONE
-    return _Loss(found, integers, smoothing, mean, _loss_stacks(found, integers, job.n_classes))
+    summed = copy.copy(found)
+    summed.reduction = K.losses.Reduction.SUM if job.plan is None else K.losses.Reduction.NONE
+    stacks = _loss_stacks(summed, integers, job.n_classes)
+    return _Loss(summed if stacks else found, integers, smoothing, mean and stacks, stacks)
 
 
 def _loss_stacks(loss, integers, k):
@@ -568,8 +566,10 @@ def deviation(initializer, shape):
 
     Examples
     --------
-    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3)), deviation(K.initializers.GlorotUniform(), (8, 3))
-    (0.5, None)
+    >>> deviation(K.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"), (8, 3))
+    0.5
+    >>> deviation(K.initializers.GlorotUniform(), (8, 3)) is None
+    True
     """
     if isinstance(initializer, K.initializers.Zeros):
         return 0.0
@@ -607,6 +607,9 @@ def _start(job, m, rank=None):
     """Weights that model m starts from; the first kernel in a basis of `rank` rows where that has the same law."""
     if job.start is not None:
         return [np.asarray(w, job.x.dtype) for w in job.start]
+    if job.form == "alone":
+        with _lock:
+            return clone(job.model, _number(job.seed, m)).get_weights()
     drawn = []
     for level, layer in enumerate(layer for layer in job.model.layers if layer.weights):
         # A stream for each layer, so that the others do not depend on how the first is drawn.
@@ -726,10 +729,10 @@ def _paths(job, cache):
         return [None] * len(job.members)
     shared = [
         job.x, job.labels, describe(job.model), job.epochs, job.batch_size or 0, job.mixup, job.average, job.most,
-        str(job.clustering), str(job.plan), str(job.adversary and job.adversary[0]), K.backend.floatx(), job.form,
+        str(job.clustering), str(job.plan), str(job.adversary and job.adversary.strength), K.backend.floatx(), job.form,
         tf.__version__, results.code_digest(*CODE),
     ]  # fmt: skip
-    for part in (job.class_weight, job.adversary and job.adversary[1], job.center and job.center.lean):
+    for part in (job.class_weight, job.adversary and job.adversary.others, job.center and job.center.lean):
         shared.append("none" if part is None else part)
     common = results.digest(*shared, str(job.center and (job.center.share, job.center.radius)), *(job.start or []))
     taught = ["labels"] * len(job.members) if job.targets is None else job.targets
@@ -824,7 +827,7 @@ def _batches(job, m, n, seed=None):
 
 
 def _steps(job, m, space, masks_of, seed=None):
-    """All that the steps of model m need, each with a leading axis of steps; what only fills a row up weighs nothing."""
+    """All that the steps of model m need, with a leading axis of steps; what only fills a row up weighs nothing."""
     who = np.flatnonzero(job.members[m])
     rows, sizes = _batches(job, m, len(who), seed)
     counts = np.arange(rows.shape[1]) < sizes[:, None]
@@ -853,7 +856,7 @@ def _steps(job, m, space, masks_of, seed=None):
         drawn = np.random.default_rng([_number(job.seed, m), 26]).integers(0, len(space.others), rows.shape[:2])
         found["others"] = space.others[drawn][..., None].astype(np.int32)
         found["others_targets"] = _targets(
-            dataclasses.replace(job, targets=None), m, np.flatnonzero(job.adversary[1])[drawn]
+            dataclasses.replace(job, targets=None), m, np.flatnonzero(job.adversary.others)[drawn]
         )
     return found | {"weights": weights.astype(job.x.dtype)}
 
@@ -888,7 +891,7 @@ def _space(job, m):
     if job.form == "span":
         return _in_span(job, m) if job.plan is None else _in_members_span(job, m)
     who, table, shift = np.flatnonzero(job.members[m]), job.on_device, None
-    others = np.flatnonzero(job.adversary[1]) if job.adversary else ()
+    others = np.flatnonzero(job.adversary.others) if job.adversary else ()
     if job.center is not None:
         shift = job.center.offset(job.x[who], job.plan, rng_of(job.seed, m, 13)).astype(job.x.dtype)
         table = job.x - shift
@@ -902,7 +905,7 @@ def _in_span(job, m):
     spread = deviation(first.kernel_initializer, first.kernel.shape) if job.start is None else None
     start = _start(job, m, None if spread is None else job.coordinates.shape[1])
     begun = (job.x if spread is None else job.coordinates) @ start[0]
-    known = np.flatnonzero(job.adversary[1]) if job.adversary else np.arange(0)
+    known = np.flatnonzero(job.adversary.others) if job.adversary else np.arange(0)
     rows = np.concatenate([filled, known])
     table = np.concatenate([job.inner[np.ix_(rows, filled)], begun[rows]], axis=1)
 
@@ -910,10 +913,11 @@ def _in_span(job, m):
         whole = start[0] if spread is None else _on_features(job, m, begun, spread)
         return scale * whole + job.x[who].T @ kernel[: len(who)]
 
-    return _Space(
-        table, np.arange(len(who)), [np.zeros((job.most, first.units), job.x.dtype), *start[1:]],
-        lambda kernel, scale: job.inner[:, filled] @ kernel + scale * begun, on_features, job.most + np.arange(len(known)),
-    )  # fmt: skip
+    def inside(kernel, scale):
+        return job.inner[:, filled] @ kernel + scale * begun
+
+    begins = [np.zeros((job.most, first.units), job.x.dtype), *start[1:]]
+    return _Space(table, np.arange(len(who)), begins, inside, on_features, job.most + np.arange(len(known)))
 
 
 def _on_features(job, m, begun, spread):
@@ -961,7 +965,7 @@ def factor(inner, scale=0.0):
 
 
 def _in_members_span(job, m):
-    """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less of it.
+    """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less.
 
     What happens outside of that span cannot affect training. It is drawn at the end, with the variance that start and
     noise would have gathered there; without it the weights would show who spans them.
@@ -1080,34 +1084,38 @@ def _trained(job, missing, weights=False):
     """Train the missing models, and give each as it is finished: its number, and arrays by name."""
     if not missing:
         return
-    work, size = (_train_alone, 1) if job.form == "alone" else (_train_chunk, 1 if weights else _chunk_size(job))
+    size = 1 if weights or job.form == "alone" else _chunk_size(job)
     pieces = [missing[i : i + size] for i in range(0, len(missing), size)]
     # Made once, before threads ask for it.
     made = [job.loss, job.on_device]
     if job.form == "span":
         made += [job.inner, job.coordinates if job.plan is None else None]
-    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads would
-    # be in their way, and share out a product as they are free: not the same bits each time.
+    # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads
+    # would be in their way, and share out a product as they are free: not the same bits each time.
     with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads()) as pool:
-        for found in pool.map(lambda piece: work(job, piece, size, weights), pieces):
+        for found in pool.map(lambda piece: _train_chunk(job, piece, size, weights), pieces):
             yield from found
 
 
 def _take(job, size, kind):
     """A compiled bank for this job; those that are not in use are kept for the next strength of a defense."""
-    strength = job.adversary[0] if job.adversary else 0.0
+    strength = job.adversary.strength if job.adversary else 0.0
     key = (
-        describe(job.model, strengths=False), job.form, size, job.most if job.form == "span" else job.x.shape[1],
+        describe(job.model, strengths=job.form == "alone"), job.form, size,
+        job.most if job.form == "span" else job.x.shape[1],
         kind.__name__, job.plan is not None and job.plan.same_mask, job.average > 0, strength, job.loss.integers,
         K.backend.floatx(),
     )  # fmt: skip
     with _lock:
         bank = _pool[key].pop() if _pool.get(key) else _build(job, size, kind)
-        _configure(job, bank)
+        if job.form != "alone":
+            _configure(job, bank)
     return key, bank
 
 
 def _give_back(key, bank):
+    if not hasattr(bank.optimizer, "build"):
+        return  # an optimizer of Keras' former kind makes its memory at the first step, and does not forget
     with _lock:
         _pool.setdefault(key, []).append(bank)
         _pool.move_to_end(key)
@@ -1119,7 +1127,13 @@ def _give_back(key, bank):
 
 
 def _build(job, size, kind):
-    """Stack the model, and compile it with a copy of its own optimizer and loss."""
+    """Stack the model, or clone it to train alone, and compile it with a copy of its own optimizer and loss."""
+    if job.form == "alone":
+        model = clone(job.model, 0)
+        optimizer = type(job.model.optimizer).from_config(job.model.optimizer.get_config())
+        loss_weights = job.model.get_compile_config().get("loss_weights")
+        model.compile(optimizer, job.loss.function, loss_weights=loss_weights)
+        return layers.Alone(model)
     width = job.x.shape[1]
     if job.form == "span":
         width = job.most + (_first(job.model).units if job.plan is None else 0)
@@ -1135,11 +1149,7 @@ def _build(job, size, kind):
         bank.clip_norm, bank.divisor = (tf.Variable(0.0, dtype=K.backend.floatx(), trainable=False) for _ in range(2))
         bank.same_mask = job.plan.same_mask
     if job.adversary:
-        network = K.Sequential([K.Input((None, 2 * job.n_classes), batch_size=size)])
-        for units in ATTACKER:
-            network.add(layers.Dense(units, "relu"))
-        network.add(layers.Dense(1))
-        bank.oppose(network, K.optimizers.Adam(ATTACKER_RATE), job.adversary[0])
+        job.adversary.join(bank, size, job.n_classes)
     return bank
 
 
@@ -1172,23 +1182,26 @@ def _working(model):
 
 def _train_chunk(job, models, size, weights):
     """Train a few models in one call, from the first step to the last."""
-    kind = layers.PrivateBank if job.plan is not None else layers.AdversarialBank if job.adversary else layers.Bank
+    kind = layers.Alone if job.form == "alone" else layers.PrivateBank if job.plan else layers.Bank
+    kind = job.adversary.kind if job.adversary else kind
     key, bank = _take(job, size, kind)
     filled = list(models) + [models[-1]] * (size - len(models))
     spaces = [_space(job, m) for m in filled]
     table = spaces[0].table if tf.is_tensor(spaces[0].table) else tf.constant(np.stack([one.table for one in spaces]))
-    masks_of = [(layer.shape[2:], float(layer.rate)) for layer in bank.dropouts]
+    masks_of = [(layer.shape[1 if job.form == "alone" else 2 :], float(layer.rate)) for layer in bank.dropouts]
     steps = _stacked([_steps(job, m, space, masks_of) for m, space in zip(filled, spaces, strict=True)])
     n_steps = len(steps["rows"])
     steps["epoch"] = (np.arange(n_steps) // max(1, n_steps // job.epochs)).astype(np.int32)
-    bank.restart()
     assign(bank, [space.start for space in spaces])
+    bank.restart()
     if job.adversary:
-        _begin_attackers(job, bank, filled)
-    if job.plan is None:
-        bank.compiled("train_step", (table, steps, np.int32(n_steps)))
-    else:
+        job.adversary.begin(bank, [_number(job.seed, m) for m in filled])
+    if job.plan is not None:
         _run_private(job, bank, table, steps, filled)
+    elif job.form == "alone":
+        _run_alone(job, bank, table, steps, filled[0])
+    else:
+        bank.compiled("train_step", (table, steps, np.int32(n_steps)))
     if job.clustering:
         first_phase = key, bank
         key, bank = _cluster(job, bank, filled, spaces, table, size, masks_of)
@@ -1212,6 +1225,9 @@ def _stacked(parts):
 
 def assign(bank, starts):
     """Give a bank the weights that its models start from."""
+    if isinstance(bank, layers.Alone):
+        bank.model.set_weights(starts[0])
+        return
     columns = iter(zip(*starts, strict=True))
     for layer in bank.dense:
         layer.kernel.assign(np.reshape(np.stack(next(columns)), layer.kernel.shape))
@@ -1223,15 +1239,32 @@ def assign(bank, starts):
             layer.kernel.constraint.alive.assign(tf.ones_like(layer.kernel))
 
 
-def _begin_attackers(job, bank, models):
-    for value in bank.attackers_optimizer.variables:
-        if "learning_rate" not in value.name:
-            value.assign(tf.zeros_like(value))
-    rngs = [np.random.default_rng([_number(job.seed, m), 24]) for m in models]
-    for layer in bank.attacker.layers:
-        _, rows, columns = layer.kernel.shape
-        layer.kernel.assign(np.stack([np.sqrt(2 / rows) * rng.standard_normal((rows, columns)) for rng in rngs]))
-        layer.bias.assign(tf.zeros_like(layer.bias))
+def _run_alone(job, bank, table, steps, m):
+    """Steps of one ordinary model, those of one size together: what only fills a row up would count in its layers."""
+    sizes = _batches(job, m, int(job.members[m].sum()))[1]
+    for part in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(sizes)) + 1):
+        data = {name: value[part] for name, value in steps.items() if name == "epoch"}
+        data |= tf.nest.map_structure(
+            lambda value: value[part, :, : sizes[part[0]]],  # noqa: B023
+            {name: value for name, value in steps.items() if name != "epoch"},
+        )
+        _call(bank, "train_step", (table, data, np.int32(len(part))))
+    if hasattr(bank.optimizer, "finalize_variable_values"):
+        bank.optimizer.finalize_variable_values(bank.own)
+
+
+def _call(bank, function, *data):
+    """Call a method compiled by XLA or, where XLA does not know a layer, without; then this is said."""
+    try:
+        return bank.compiled(function, *data)
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
+        if not bank.compilable:
+            raise
+        say(
+            "A layer of this model cannot be compiled by XLA: it trains without, and last bits may differ when repeated"
+        )
+        bank.compilable = False
+        return bank.compiled(function, *data)
 
 
 def _run_private(job, bank, table, steps, models):
@@ -1302,7 +1335,9 @@ def _cluster(job, first_phase, models, spaces, table, size, masks_of):
 
 
 def _answers(job, bank, spaces):
-    """What the models of a bank answer about all rows, what their last layers work on, and products with the first kernel."""
+    """What models answer about all rows, what their last layers work on, and products with the first kernel."""
+    if job.form == "alone":
+        return _call(bank, "read", job.on_device).numpy(), None, None
     first = bank.dense[0]
     if _first(job.model) is None:
         answers, last = bank.compiled("read", tf.constant(job.x)[None])
@@ -1319,30 +1354,34 @@ def _answers(job, bank, spaces):
 
 
 def _read(job, bank, models, spaces, weights):
-    """Logits, products with the first kernel and further weights of each model; all weights on features where asked for."""
+    """Logits, products with the first kernel and further weights of each model; all weights where asked for."""
     answers, _, inside = _answers(job, bank, spaces)
-    logits = _as_logits(job.model, answers)
-    for place, m in enumerate(models):
-        found, kept, space = {"logits": logits[place]}, [], spaces[place]
-        for layer in bank.dense:
-            kernel = layer.kernel.numpy()[place]
-            bias = layer.bias.numpy()[place, 0] if layer.use_bias else None
-            if layer is bank.dense[0]:
-                scale = [layer.scale.numpy()[place, 0, 0]] if isinstance(layer, layers.SpanDense) else []
-                bias = bias if space.shift is None else bias - space.shift @ kernel
-                kept.append(space.on_features(kernel, *scale) if weights else kernel)
-            else:
-                kept.append(kernel)
-            kept += [] if bias is None else [bias]
-        if inside is not None:
-            found |= {"inside": inside[place]} | {f"further_{i}": value for i, value in enumerate(kept[1:])}
+    logits, first = _as_logits(job.model, answers), _first(job.model)
+    for place, (m, space) in enumerate(zip(models, spaces, strict=False)):
+        kept = bank.model.get_weights() if job.form == "alone" else _weights(bank, place, space, weights)
+        found = {"logits": logits[place]}
+        if first is not None:
+            at = [value is first.kernel for value in job.model.weights].index(True)
+            found["inside"] = job.x @ kept[at] if job.form == "alone" else inside[place]
+            found |= {f"further_{i}": value for i, value in enumerate(kept[:at] + kept[at + 1 :])}
         if weights:
             shapes = [w.shape for w in job.model.get_weights()]
-            found |= {
-                f"weights_{i}": np.reshape(value, shape)
-                for i, (value, shape) in enumerate(zip(kept, shapes, strict=True))
-            }
+            named = enumerate(zip(kept, shapes, strict=True))
+            found |= {f"weights_{i}": np.reshape(value, shape) for i, (value, shape) in named}
         yield m, found
+
+
+def _weights(bank, place, space, on_features):
+    """Weights of one model of a bank in Keras' order; its first kernel on features or, to save time, as it trained."""
+    kept = []
+    for layer in bank.dense:
+        kernel, shift = layer.kernel.numpy()[place], 0.0
+        if layer is bank.dense[0]:
+            scale = [layer.scale.numpy()[place, 0, 0]] if isinstance(layer, layers.SpanDense) else []
+            shift = 0.0 if space.shift is None else space.shift @ kernel
+            kernel = space.on_features(kernel, *scale) if on_features else kernel
+        kept += [kernel, layer.bias.numpy()[place, 0] - shift] if layer.use_bias else [kernel]
+    return kept
 
 
 def _as_logits(model, answers):
@@ -1381,95 +1420,6 @@ def clone(model, seed, masks=True):
     fresh = type(model).from_config(seeded(model.get_config()))
     fresh.build((None, model.input_shape[-1]))
     return fresh
-
-
-_alone = threading.local()
-
-
-def _worker(job):
-    """This thread's copy of the model, compiled, with its steps and how they begin."""
-    # An optimizer of Keras' former kind makes its memory at the first step, so each model gets a new one.
-    if getattr(_alone, "job", None) is job and hasattr(_alone.optimizer, "build"):
-        return _alone
-    with _lock:
-        model, loss = clone(job.model, 0), job.loss.function
-        loss.reduction = job.model.loss.reduction if isinstance(job.model.loss, K.losses.Loss) else "auto"
-        optimizer = type(job.model.optimizer).from_config(job.model.optimizer.get_config())
-        model.compile(optimizer, loss, loss_weights=job.model.get_compile_config().get("loss_weights"))
-    dropouts = [layer for layer in model.layers if isinstance(layer, layers.Dropout)]
-
-    def step(x, targets, weights, masks):
-        for layer, mask in zip(dropouts, masks, strict=True):
-            layer.mask = mask
-        model.train_step((x, targets, weights))
-
-    _alone.job, _alone.model, _alone.dropouts, _alone.optimizer = job, model, dropouts, optimizer
-    _alone.step, _alone.slow = tf.function(step, jit_compile=True, reduce_retracing=False), tf.function(step)
-    return _alone
-
-
-def _train_alone(job, models, size, weights):
-    """Train one ordinary model step by step, as Keras' own `train_on_batch` would."""
-    (m,) = models
-    work = _worker(job)
-    with _lock:
-        begun = job.start or clone(job.model, _number(job.seed, m)).get_weights()
-    work.model.set_weights(begun)
-    _reset(work.optimizer, work.model)
-    masks_of = [(layer.shape[1:], float(layer.rate)) for layer in work.dropouts]
-    steps = _steps(job, m, _Space(job.x, np.flatnonzero(job.members[m]), [], None, None), masks_of)
-    sizes, per_epoch = (steps["weights"] > 0).sum(axis=1), len(steps["rows"]) // job.epochs
-    for t, count in enumerate(sizes):
-        x = (steps["shares"][t, :count, :, None] * job.x[steps["rows"][t, :count]]).sum(axis=1)
-        if hasattr(job.loss.function, "epoch"):
-            job.loss.function.epoch.assign(t // per_epoch)
-        own = (
-            np.ones(count, job.x.dtype)
-            if job.class_weight is None
-            else steps["weights"][t, :count] * (count if job.loss.mean else 1)
-        )
-        data = (x, steps["targets"][t, :count], own, [mask[t, :count] for mask in steps["masks"]])
-        _take_step(work, tf.nest.map_structure(tf.constant, data))
-    if hasattr(work.optimizer, "finalize_variable_values"):
-        work.optimizer.finalize_variable_values(work.model.trainable_variables)
-    return [(m, _read_alone(job, work.model, weights))]
-
-
-def _take_step(work, data):
-    try:
-        work.step(*data)
-    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
-        if "XLA" not in str(error) and "compil" not in str(error).lower() and "determinis" not in str(error).lower():
-            raise
-        say(
-            "A layer of this model cannot be compiled by XLA: it trains without, and last bits may differ when repeated"
-        )
-        work.step = work.slow
-        work.step(*data)
-
-
-def _reset(optimizer, model):
-    """Forget what an optimizer remembers; a moving average of weights starts from the start."""
-    if not hasattr(optimizer, "build"):
-        return
-    optimizer.build(model.trainable_variables)
-    for value in optimizer.variables:
-        if "learning_rate" not in value.name:
-            value.assign(tf.zeros_like(value))
-    for average, value in zip(
-        getattr(optimizer, "_model_variables_moving_average", []), model.trainable_variables, strict=False
-    ):
-        average.assign(value)
-
-
-def _read_alone(job, model, weights):
-    found = {"logits": _as_logits(job.model, np.asarray(model(tf.constant(job.x), training=False)))}
-    kept, first = model.get_weights(), _first(job.model)
-    if first is not None:
-        place = [i for i, value in enumerate(job.model.weights) if value is first.kernel][0]
-        found |= {"inside": job.x @ kept[place]}
-        found |= {f"further_{i}": value for i, value in enumerate(kept[:place] + kept[place + 1 :])}
-    return found | ({f"weights_{i}": value for i, value in enumerate(kept)} if weights else {})
 
 
 # A model of the bank as a model by itself.

@@ -121,7 +121,7 @@ def inner_products(n_genes=20_000, n_patients=N_PATIENTS):
 
 
 def private_bank(kind="private", n_models=32, n_genes=20_000, batch_size=None, steps=60, n_patients=N_PATIENTS):
-    """Seconds that a bank of privately trained models takes, compilation included, and what of it is clipping and noise.
+    """Seconds that a bank of privately trained models takes, with compilation, and what of it is clipping and noise.
 
     Parameters
     ----------

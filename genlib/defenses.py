@@ -8,6 +8,8 @@ not stopped by it. A defense that only hides the signal still leaves the predict
 attacker can do with that too.
 """
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import brentq
@@ -20,6 +22,7 @@ K = tf.keras
 
 # Probability in place of a rounded 0, so that logarithms stay finite: far below what any rounding can tell apart.
 NOTHING = 1e-12
+ATTACKER, ATTACKER_RATE = (64, 32), 0.01  # hidden units and rate of an adversary
 
 
 @K.utils.register_keras_serializable("genlib")
@@ -96,6 +99,79 @@ class RelaxLoss(K.losses.Loss):
     def get_config(self):
         """As Keras wants it."""
         return super().get_config() | {"target": self.target}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """Adversarial regularization: an attacker learns beside each model of a bank, which resists by so much.
+
+    Attributes
+    ----------
+    strength : float
+        Of the attacker's gain in the model's loss.
+    others : numpy.ndarray
+        (n,) bool, patients in no model who stand for non-members.
+
+    References
+    ----------
+    Nasr, Shokri, Houmansadr: "Machine learning with membership privacy using adversarial regularization", CCS 2018,
+    equation 9 and algorithm 1.
+    """
+
+    strength: float
+    others: np.ndarray
+
+    @property
+    def kind(self):
+        """Class of the bank that trains with it."""
+        return AdversarialBank
+
+    def join(self, bank, n_models, n_classes):
+        """Give a bank its attackers: networks that see an answer and its label, (M, b, 2 k) to (M, b, 1)."""
+        network = K.Sequential([K.Input((None, 2 * n_classes), batch_size=n_models)])
+        for units in ATTACKER:
+            network.add(layers.Dense(units, "relu"))
+        network.add(layers.Dense(1))
+        bank.attacker, bank.attackers_optimizer, bank.strength = (
+            network,
+            K.optimizers.Adam(ATTACKER_RATE),
+            self.strength,
+        )
+        bank.attackers_optimizer.build(network.trainable_variables)
+
+    def begin(self, bank, numbers):
+        """Start the attackers anew, each by its number."""
+        for value in bank.attackers_optimizer.variables:
+            if "learning_rate" not in value.name:
+                value.assign(tf.zeros_like(value))
+        rngs = [np.random.default_rng([number, 24]) for number in numbers]
+        for layer in bank.attacker.layers:
+            _, rows, columns = layer.kernel.shape
+            layer.kernel.assign(np.stack([np.sqrt(2 / rows) * rng.standard_normal((rows, columns)) for rng in rngs]))
+            layer.bias.assign(tf.zeros_like(layer.bias))
+
+
+class AdversarialBank(layers.Bank):
+    """A bank whose attackers learn beside its models, which resist."""
+
+    def suspect(self, logits, targets, sign):
+        """Log of the probability that the attackers give to (plus) or against (minus) membership."""
+        return tf.math.log_sigmoid(sign * self.attacker(tf.concat([tf.nn.softmax(logits), targets], -1))[..., 0])
+
+    def step(self, table, step):
+        """One step of the attackers, then one of the models."""
+        x, targets, weights = self.inputs_of(table, step), step["targets"], step["weights"]
+        others = layers.mix(table, step["others"], tf.ones_like(step["others"], x.dtype))
+        with tf.GradientTape() as tape:
+            members = tf.reduce_sum(weights * self.suspect(self(x), targets, 1.0))
+            outsiders = tf.reduce_mean(self.suspect(self(others), step["others_targets"], -1.0), axis=1)
+            loss = -members - tf.reduce_sum(outsiders)
+        self.attackers_optimizer.minimize(loss, self.attacker.trainable_variables, tape=tape)
+        with tf.GradientTape() as tape:
+            logits = self(x, training=True)
+            found = tf.reduce_sum(weights * self.suspect(logits, targets, 1.0))
+            loss = self.loss_of(x, logits, step) + self.strength * found
+        self.optimizer.minimize(loss, self.own, tape=tape)
 
 
 def class_only(logits):

@@ -1,4 +1,4 @@
-"""M networks side by side: Keras layers with a leading axis of models, and the model whose one step is a whole training.
+"""M networks side by side: Keras layers with a leading axis of models, and models whose one step is a whole training.
 
 A compiled Keras model is the blueprint. `stack` clones it, and gives every dense layer (and every convolution that
 moves by its own width) a kernel for each model; all other layers, the optimizer, the loss, regularizers and constraints
@@ -76,7 +76,7 @@ class SpanDense(Dense):
 
 
 class Convolution(Dense):
-    """M convolutions that move by their own width, so that each patch is a row: (M, b, length, c) to (M, b, patches, units)."""
+    """M convolutions that move by their width, each patch a row: (M, b, length, c) to (M, b, patches, units)."""
 
     def __init__(self, units, width, padding, **options):
         super().__init__(units, **options)
@@ -151,40 +151,26 @@ class SGD(K.optimizers.SGD):
 
 
 def mix(table, rows, shares):
-    """Rows of a table, one for all (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
+    """Rows of a table, shared (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
+    if rows.shape[-1] == 1:
+        return tf.gather(table, rows[..., 0], batch_dims=table.shape.rank - 2)
     return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=2)
 
 
-class Bank(K.Model):
-    """A Keras model whose one step is a whole training: its data holds the batches of all steps."""
+class Steps:
+    """A training whose data holds the batches of all its steps, compiled as one function."""
 
-    def compile(self, optimizer, loss, **options):
-        """As Keras' own; batches weigh each patient, so losses are summed."""
-        super().compile(optimizer, loss, jit_compile=True, **options)
-        self.dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
-        self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
-        self.trained = [layer for layer in self.dense if layer.trainable]
-        self.own = list(self.trainable_variables)
-        self.traced = {}
+    compilable = True
 
     def compiled(self, function, *data):
-        """Call a method of this bank as one XLA function, traced once for each form of its data."""
+        """Call a method as one XLA function, traced once for each form of its data."""
         data = tf.nest.map_structure(tf.convert_to_tensor, data)
-        key = (function, *[(value.dtype, *value.shape) for value in tf.nest.flatten(data)])
+        key = (function, self.compilable, *[(value.dtype, *value.shape) for value in tf.nest.flatten(data)])
         if key not in self.traced:
             with TRACING:
-                traced = tf.function(getattr(self, function), jit_compile=True)
+                traced = tf.function(getattr(self, function), jit_compile=self.compilable)
                 self.traced[key] = traced.get_concrete_function(*tf.nest.map_structure(tf.TensorSpec.from_tensor, data))
         return self.traced[key](*data)
-
-    def read(self, x, inside=None):
-        """Answers (M, n, k) and what the last layer works on (M, n, h); of `inside`, products with the first kernel."""
-        self.dense[0].known = inside
-        answers = self(
-            x if inside is None else tf.zeros((*inside.shape[:2], self.input_shape[-1]), inside.dtype), training=False
-        )
-        self.dense[0].known = None
-        return answers, self.dense[-1].given
 
     def train_step(self, data):
         """Go through all steps; those beyond `count` only fill the data up to one length."""
@@ -197,13 +183,69 @@ class Bank(K.Model):
         tf.while_loop(lambda i: i < count, one, (tf.constant(0),))
         return {}
 
-    def inputs_of(self, table, step):
-        """Features of a step's patients; what else the layers need is handed to them."""
+    def restart(self):
+        """Forget what the optimizer remembers; a moving average of weights starts from the start."""
+        if not hasattr(self.optimizer, "build"):
+            return  # of Keras' former kind, and new
+        self.optimizer.build(self.own)
+        for value in self.optimizer.variables:
+            if "learning_rate" not in value.name:
+                value.assign(tf.zeros_like(value))
+        if self.optimizer.use_ema:
+            for average, value in zip(self.optimizer._model_variables_moving_average, self.own, strict=True):
+                average.assign(value)
+
+    def hand_out(self, step):
+        """Hand masks and the epoch to whom they concern."""
         for layer, mask in zip(self.dropouts, step["masks"], strict=True):
             layer.mask = mask
-        self.dense[0].rows = step["rows"], step["shares"]
         if hasattr(self.loss, "epoch"):
             self.loss.epoch.assign(step["epoch"])
+
+
+class Alone(Steps):
+    """One ordinary compiled Keras model, which trains by its own `train_step`, in the place of a bank of one."""
+
+    def __init__(self, model):
+        self.model, self.optimizer, self.loss, self.own = model, model.optimizer, model.loss, model.trainable_variables
+        self.dropouts, self.traced = [layer for layer in model.layers if isinstance(layer, Dropout)], {}
+
+    def step(self, table, step):
+        """One step of Keras' own."""
+        self.hand_out(step)
+        for layer in self.dropouts:
+            layer.mask = layer.mask[0]
+        self.model.train_step((mix(table, step["rows"], step["shares"])[0], step["targets"][0], step["weights"][0]))
+
+    def read(self, x):
+        """Answers (1, n, k)."""
+        return self.model(x, training=False)[None]
+
+
+class Bank(Steps, K.Model):
+    """A stacked Keras model whose one step is a whole training."""
+
+    def compile(self, optimizer, loss, **options):
+        """As Keras' own; batches weigh each patient, so losses are summed."""
+        super().compile(optimizer, loss, **options)
+        self.dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
+        self.trained = [layer for layer in self.dense if layer.trainable]
+        self.own, self.traced = list(self.trainable_variables), {}
+
+    def read(self, x, inside=None):
+        """Answers (M, n, k) and what the last layer works on (M, n, h); of `inside`, products with the first kernel."""
+        if inside is not None:
+            x = tf.zeros((*inside.shape[:2], self.input_shape[-1]), inside.dtype)
+        self.dense[0].known = inside
+        answers = self(x, training=False)
+        self.dense[0].known = None
+        return answers, self.dense[-1].given
+
+    def inputs_of(self, table, step):
+        """Features of a step's patients."""
+        self.hand_out(step)
+        self.dense[0].rows = step["rows"], step["shares"]
         return mix(table, step["rows"], step["shares"])
 
     def loss_of(self, x, logits, step):
@@ -217,49 +259,14 @@ class Bank(K.Model):
             loss = self.loss_of(x, self(x, training=True), step)
         self.optimizer.minimize(loss, self.own, tape=tape)
 
-    def restart(self):
-        """Forget what the optimizer remembers."""
-        self.optimizer.build(self.own)
-        for value in self.optimizer.variables:
-            if "learning_rate" not in value.name:
-                value.assign(tf.zeros_like(value))
-
 
 class ClusterBank(Bank):
-    """DeepType's second phase (Chen et al. 2020): what the last layer works on is drawn to `centers`, by their weight."""
+    """DeepType's second phase (Chen et al. 2020): what the last layer works on is drawn to `centers`."""
 
     def loss_of(self, x, logits, step):
         """The loss, and the squared distances to the centers."""
         apart = tf.reduce_sum((self.dense[-1].given - step["centers"]) ** 2, axis=-1)
         return super().loss_of(x, logits, step) + tf.reduce_sum(step["compactness"] * step["weights"] * apart)
-
-
-class AdversarialBank(Bank):
-    """Adversarial regularization (Nasr, Shokri, Houmansadr, CCS 2018): attackers learn beside the models, which resist."""
-
-    def oppose(self, attacker, optimizer, strength):
-        """Give the attackers' network, (M, b, 2 k) to (M, b, 1), its optimizer, and how much the models resist."""
-        self.attacker, self.attackers_optimizer, self.strength = attacker, optimizer, strength
-        optimizer.build(attacker.trainable_variables)
-
-    def suspect(self, logits, targets, sign):
-        """Log of the probability that the attackers give to (plus) or against (minus) membership."""
-        return tf.math.log_sigmoid(sign * self.attacker(tf.concat([tf.nn.softmax(logits), targets], -1))[..., 0])
-
-    def step(self, table, step):
-        """One step of the attackers, then one of the models."""
-        x, targets, weights = self.inputs_of(table, step), step["targets"], step["weights"]
-        others = mix(table, step["others"], tf.ones_like(step["others"], x.dtype))
-        with tf.GradientTape() as tape:
-            members = tf.reduce_sum(weights * self.suspect(self(x), targets, 1.0))
-            outsiders = tf.reduce_mean(self.suspect(self(others), step["others_targets"], -1.0), axis=1)
-            loss = -members - tf.reduce_sum(outsiders)
-        self.attackers_optimizer.minimize(loss, self.attacker.trainable_variables, tape=tape)
-        with tf.GradientTape() as tape:
-            logits = self(x, training=True)
-            found = tf.reduce_sum(weights * self.suspect(logits, targets, 1.0))
-            loss = self.loss_of(x, logits, step) + self.strength * found
-        self.optimizer.minimize(loss, self.own, tape=tape)
 
 
 class PrivateBank(Bank):
@@ -291,7 +298,7 @@ class PrivateBank(Bank):
         return tf.sqrt(squares)
 
     def clipped(self, x, step):
-        """Sums over the patients in the variables' order, and the norms. A norm that is not finite leaves its patient out."""
+        """Sums over patients in the variables' order, and the norms; one that is not finite leaves its patient out."""
         given, errors = self.errors(x, step)
         norms = self.norms(given, errors) if self.same_mask else self.norms(*self.errors(x, step, training=False))
         finite = tf.math.is_finite(norms)

@@ -21,7 +21,7 @@ FILTERS, WIDTH = 32, 71  # of the convolution
 
 @K.utils.register_keras_serializable("genlib")
 class Sparse(K.constraints.Constraint):
-    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each step of the optimizer.
+    """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each optimizer's step.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
 def deeptype(
     n_features, n_classes, hidden=(128, 64), dropout=0.0, group=0.0, kernel_regularizer=None, ramp=50.0, **compiled
 ):
-    """DeepType's sigmoid network, whose first layer gives up genes; its rounds of K-means are an option of `bank.train`.
+    """DeepType's sigmoid network, whose first layer gives up genes; its K-means rounds are an option of `bank.train`.
 
     Parameters
     ----------

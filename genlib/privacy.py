@@ -391,9 +391,9 @@ def statement(privacy, plan, panel=None, released=False):
     )
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
-        f"training with any one patient or without gives models that are hard to tell apart. It covers the {plan.steps} "
-        f"gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally "
-        f"{plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
+        "training with any one patient or without gives models that are hard to tell apart. It covers the "
+        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, "
+        f"nominally {plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
         f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
         "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
         "comparing patients with one another; the panel, published centroids and prevalence, the class list and the "
@@ -576,10 +576,9 @@ def tf_privacy_model(model, plan, seed, checked=True):
     if checked:
         refuse_unclipped(model)
     clone = bank.clone(model, seed, masks=False)
-    private = DPModel(
-        inputs=clone.inputs, outputs=clone.outputs, l2_norm_clip=plan.clip_norm,
-        noise_multiplier=plan.noise_multiplier, layer_registry=layer_registry.make_default_layer_registry(), use_xla=False,
-    )  # fmt: skip
+    registry = layer_registry.make_default_layer_registry()
+    options = {"l2_norm_clip": plan.clip_norm, "noise_multiplier": plan.noise_multiplier, "layer_registry": registry}
+    private = DPModel(inputs=clone.inputs, outputs=clone.outputs, use_xla=False, **options)
     if not private._enable_fast_peg_computation:
         raise ValueError("TF-Privacy took its slow path, which divides by the drawn number of members")
     config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate) / plan.divisor}
