@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import threading
+import types
 
 import numpy as np
 import scipy.linalg
@@ -348,6 +349,7 @@ def say(line):
 def _form(job):
     """Choose "span", "features" or "alone"; what is slower than a reader would expect is said."""
     reason = _why_alone(job)
+    _say_what_is_drawn(job)
     if job.plan is not None:
         _check_private(job, reason)
     elif reason:
@@ -357,6 +359,21 @@ def _form(job):
         return "alone"
     fits = len(job.x) < job.x.shape[1] and job.center is None
     return "span" if fits and _first_in_span(job.model) else "features"
+
+
+def _say_what_is_drawn(job):
+    """Say so where a layer draws numbers of its own, which no seed here reaches."""
+    model = clone(job.model, 0)
+    for layer in model.layers:
+        if isinstance(layer, layers.Dropout):
+            layer.mask = True
+    try:
+        first, again = (np.asarray(model(job.x[:2], training=True)) for _ in range(2))
+    except RuntimeError:  # on a GPU TensorFlow wants a seed for such a layer
+        tf.random.set_seed(_number(job.seed, 0))
+        first = again = None
+    if first is None or not np.array_equal(first, again, equal_nan=True):
+        say("A layer of this model draws random numbers of its own: what it trains cannot be repeated")
 
 
 def _why_alone(job):
@@ -521,15 +538,15 @@ def _loss_of(job):
 
 
 def _loss_stacks(loss, integers, k):
-    """Whether two models' losses at once add up to each one's alone."""
-    rng, floatx = np.random.default_rng(0), K.backend.floatx()
-    answers, labels = rng.dirichlet(np.ones(k), (2, 3)).astype(floatx), rng.integers(0, k, (2, 3))
-    targets, weights = labels if integers else np.eye(k, dtype=floatx)[labels], np.full((2, 3), 1 / 3, floatx)
+    """Whether two models' losses at once add up to each one's alone, which is its mean where weights add up to 1."""
+    rng, floatx, averaged = np.random.default_rng(0), K.backend.floatx(), copy.copy(loss)
+    averaged.reduction = K.losses.Reduction.SUM_OVER_BATCH_SIZE
+    answers, labels = rng.dirichlet(np.ones(k), (2, k)).astype(floatx), np.stack([rng.permutation(k) for _ in range(2)])
+    targets, weights = labels if integers else np.eye(k, dtype=floatx)[labels], np.full((2, k), 1 / k, floatx)
     try:
         both = np.sum(loss(targets, answers, sample_weight=weights))
-        return bool(
-            np.isclose(both, sum(np.sum(loss(targets[m], answers[m], sample_weight=weights[m])) for m in (0, 1)))
-        )
+        apart = sum(np.sum(loss(targets[m], answers[m], sample_weight=weights[m])) for m in (0, 1))
+        return bool(np.allclose([both, sum(averaged(targets[m], answers[m]) for m in (0, 1))], apart))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError):
         return False
 
@@ -580,10 +597,10 @@ def _draw(initializer, shape, rng, rows=None):
             else np.zeros((rows or shape[0], *shape[1:]))
         )
         return drawn.astype(floatx) * np.asarray(spread, floatx)
-    config = initializer.get_config()
-    if "seed" in config and config["seed"] is None:
-        config["seed"] = int(rng.integers(2**31))
-    return type(initializer).from_config(config)(shape, floatx).numpy()
+    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    if config.get("seed", 0) is None:
+        initializer = type(initializer).from_config(config | {"seed": int(rng.integers(2**31))})
+    return np.asarray(initializer(shape, floatx))
 
 
 def _start(job, m, rank=None):
@@ -603,32 +620,51 @@ def _start(job, m, rank=None):
     return drawn
 
 
+# What of a user's own a layer may hold.
+OF_LAYERS = (
+    types.FunctionType, functools.partial, K.constraints.Constraint, K.regularizers.Regularizer,
+    K.initializers.Initializer,
+)  # fmt: skip
+
+
 def _describe(thing):
-    """Name what an object of Keras or of a user does: class, settings, and the source of what is not Keras' own."""
+    """Name what an object of Keras or of a user does: class, settings, and the code of what is not Keras' own."""
     if isinstance(thing, (bool, int, float, str, type(None))):
         return thing
-    if isinstance(thing, (list, tuple, set)):
+    if isinstance(thing, (list, tuple)):
         return [_describe(one) for one in thing]
     if isinstance(thing, dict):
         return {str(name): _describe(one) for name, one in thing.items()}
     if isinstance(thing, (np.ndarray, np.generic, tf.Variable, tf.Tensor)):
         return results.digest(np.asarray(thing))
+    if isinstance(thing, functools.partial):
+        return [_describe(one) for one in (thing.func, thing.args, thing.keywords)]
     if inspect.isfunction(thing):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        return [
-            thing.__qualname__,
-            thing.__code__.co_code.hex(),
-            [str(one) for one in thing.__code__.co_consts],
-            _describe(cells),
-        ]
-    named = [f"{type(thing).__module__}.{type(thing).__qualname__}"]
-    if named[0].startswith(("keras.", "genlib.")):
-        return named + [_describe(thing.get_config())]
-    try:
-        named.append(inspect.getsource(type(thing)))
-    except (OSError, TypeError):
-        pass  # written in a session whose source is gone: its settings alone name it
-    return named + [_describe({name: one for name, one in vars(thing).items() if not name.startswith("_")})]
+        named = [thing.__globals__.get(name) for name in _names(thing.__code__)]
+        numbers = [one for one in named if isinstance(one, (bool, int, float, str, tuple))]
+        given = (thing.__code__, cells, numbers, thing.__defaults__, thing.__kwdefaults__)
+        return [thing.__qualname__, *map(_describe, given)]
+    if inspect.iscode(thing):
+        return [thing.co_code.hex(), *map(_describe, (thing.co_names, thing.co_consts))]
+    if not hasattr(thing, "__dict__") or inspect.isclass(thing) or inspect.ismodule(thing):
+        return getattr(thing, "__name__", None) or repr(thing)
+    settings = _describe(thing.get_config() if hasattr(thing, "get_config") else {})
+    if not layers.is_own(thing):
+        return [type(thing).__qualname__, settings]
+    public = {name: one for name, one in vars(thing).items() if not name.startswith("_")}
+    return [type(thing).__qualname__, settings, _describe(public), _code_of(type(thing))]
+
+
+def _names(code):
+    """Names that code looks up outside of itself, and that functions inside of it do."""
+    return [*code.co_names, *(name for one in code.co_consts if inspect.iscode(one) for name in _names(one))]
+
+
+def _code_of(kind):
+    """Name what the methods of a class of a user's own do."""
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("builtins", "keras.", "tensorflow."))]
+    return [_describe(one) for base in own for _, one in sorted(vars(base).items()) if inspect.isfunction(one)]
 
 
 def _without_strengths(config):
@@ -669,21 +705,22 @@ def describe(model, strengths=True):
         if type(model.loss) is K.losses.CategoricalCrossentropy:
             loss[1].pop("label_smoothing")
     own = [
-        [_describe(one) for _, one in sorted(vars(layer).items()) if _is_own(one)]
-        + ([] if type(layer).__module__.startswith("keras.") else [_describe(type(layer).call)])
+        [_describe(one) for _, one in sorted(vars(layer).items()) if isinstance(one, OF_LAYERS) and layers.is_own(one)]
+        + (_code_of(type(layer)) if layers.is_own(layer) else [])
         for layer in all_layers
     ]
-    text = json.dumps([config, optimizer, loss, own], sort_keys=True)
-    for place, layer in enumerate(sorted(all_layers, key=lambda layer: -len(layer.name))):
-        text = text.replace(f'"{layer.name}"', f'"layer {place}"')
-    return text
+    names = {layer.name: f"layer {place}" for place, layer in enumerate(all_layers)}
+    return json.dumps([_renamed(config, names), optimizer, loss, own], sort_keys=True)
 
 
-def _is_own(thing):
-    """Whether an attribute of a layer is a user's own function, constraint, regularizer or initializer."""
-    kinds = (K.constraints.Constraint, K.regularizers.Regularizer, K.initializers.Initializer)
-    module = getattr(thing if inspect.isfunction(thing) else type(thing), "__module__", "")
-    return (isinstance(thing, kinds) or inspect.isfunction(thing)) and not module.startswith(("keras.", "genlib."))
+def _renamed(config, names, named=False):
+    """Give layers other names where a model's configuration has names, as that of a layer's input."""
+    if isinstance(config, dict):
+        here = ("name", "inbound_nodes", "input_layers", "output_layers")
+        return {key: _renamed(value, names, named or key in here) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_renamed(value, names, named) for value in config]
+    return names.get(config, config) if named and isinstance(config, str) else config
 
 
 def _paths(job, cache):
@@ -1373,7 +1410,7 @@ def clone(model, seed, masks=True):
     def copy_of(layer):
         if masks and type(layer) is K.layers.Dropout and layer.noise_shape is None:
             return layers.Dropout(layer.rate, name=layer.name)
-        return type(layer).from_config(seeded(layer.get_config()))
+        return layers.again(layer, seeded(layer.get_config()))
 
     if isinstance(model, K.Sequential.__bases__[0]) and type(model).get_config in (
         K.Sequential.get_config,
@@ -1407,7 +1444,7 @@ def _model_again(job, m):
         config = layer.get_config()
         if isinstance(getattr(layer, "kernel_constraint", None), networks.Sparse):
             config["kernel_constraint"] = None
-        return type(layer).from_config(config)
+        return layers.again(layer, config)
 
     model = (
         clone(job.model, 0, masks=False)

@@ -6,6 +6,7 @@ stay Keras' own. All that is random (who is in which step, dropout masks, noise)
 """
 
 import copy
+import inspect
 import threading
 
 import tensorflow as tf
@@ -347,12 +348,29 @@ def stack(model, models, width, in_span=False, kind=Bank):
         if type(layer) is K.layers.MaxPooling1D:
             return Pool(layer.pool_size[0], **config)
         if type(layer) in (K.layers.Activation, K.layers.Softmax):
-            return type(layer).from_config(layer.get_config())  # so that Keras' losses find the logits behind them
-        return EachRow(type(layer).from_config(layer.get_config()))
+            return again(layer)  # by itself, so that Keras' losses find the logits behind it
+        return EachRow(again(layer))
 
     given = K.Input((None, width), batch_size=models)
     clone = K.models.clone_model(K.Model(model.inputs, model.outputs), input_tensors=[given], clone_function=clone)
     return kind(clone.input, clone.output)
+
+
+def is_own(thing):
+    """Whether a function or an object is neither Keras' nor of this package, but a user's own."""
+    module = getattr(thing if inspect.isfunction(thing) else type(thing), "__module__", "")
+    return not (module or "").startswith(("builtins", "keras.", "genlib."))
+
+
+def again(layer, config=None):
+    """Make a layer once more; functions, constraints and the like of a user's own need no registration with Keras."""
+    config = config or layer.get_config()
+    parts = [name for name in config if name == "activation" or name.endswith(("izer", "_constraint"))]
+    own = {name: vars(layer)[name] for name in parts if name in vars(layer) and is_own(vars(layer)[name])}
+    fresh = type(layer).from_config(config | dict.fromkeys(own))
+    for name, part in own.items():
+        setattr(fresh, name, part)
+    return fresh
 
 
 def _variable(part):

@@ -17,8 +17,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zipfile
-import zlib
 
 import numpy as np
 import pandas as pd
@@ -157,7 +155,7 @@ def file_digest(path):
 
 
 def save_arrays(path, **arrays):
-    """Write arrays to one ``.npz`` file, atomically.
+    """Write arrays to one ``.npz`` file, atomically, with a checksum of their content.
 
     Examples
     --------
@@ -168,7 +166,12 @@ def save_arrays(path, **arrays):
     (2, 3)
     """
     with atomic_path(path) as part, open(part, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, checksum=_checksum(arrays))
+
+
+def _checksum(arrays):
+    """Digest of names, types, shapes and values: that of a zip archive covers a file's bytes, not how they are read."""
+    return digest(*[part for name in sorted(arrays) for part in (name, np.asarray(arrays[name]))])
 
 
 def load_arrays(path):
@@ -185,10 +188,13 @@ def load_arrays(path):
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            found = {name: stored[name] for name in stored.files}
+        if str(found.pop("checksum", "")) != _checksum(found):
+            raise ValueError("its content has another checksum")
+        return found
     except FileNotFoundError:
         return None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # damaged bytes may ask a reader for anything, as for a password
         warnings.warn(f"cached file {path} is damaged ({error}); it is computed again", stacklevel=2)
         return None
 

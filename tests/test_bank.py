@@ -1,412 +1,573 @@
-import dataclasses
+"""The bank is plain Keras: in float64 to the last digits, in float32 the same bits whatever the chunks and threads."""
 
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy.special import softmax
+from hypothesis import strategies as st
+from scipy.stats import chi2
+from sklearn.cluster import KMeans
 
-from genlib import bank, engine, membership, models
-from genlib.recipes import Privacy, Recipe
+from genlib import bank, layers, networks
+from genlib.privacy import Privacy
 
-N, D = 40, 12
-SOFTMAX = Recipe("softmax", epochs=3, batch_size=8, learning_rate=0.1)
-MLP = Recipe("mlp", hidden=(6,), epochs=3, batch_size=8, learning_rate=0.1, momentum=0.9, l2=0.01, dropout=0.2)
-PRIVATE = Recipe("softmax", epochs=3, batch_size=None, learning_rate=0.5, privacy=Privacy(1.0))
-WATCHED = Recipe("softmax", epochs=30, batch_size=4, learning_rate=0.5, patience=2)
-
-
-@dataclasses.dataclass
-class Data:
-    features: np.ndarray
-    labels: np.ndarray
-    members: np.ndarray
-
-    def train(self, recipe=SOFTMAX, seed=0, **options):
-        return bank.train(self.features, self.labels, self.members, recipe, seed, progress=False, **options)
+K = tf.keras
+L, R, C, OPT, LOSS = K.layers, K.regularizers, K.constraints, K.optimizers, K.losses
+N, D, CLASSES = 24, 40, 3
+TRAINING = {"epochs": 34, "batch_size": 5, "seed": 3}  # 102 steps of 4 patients, or of 3
+LABELS = np.random.default_rng(0).integers(0, CLASSES, N)
+X = np.random.default_rng(1).normal(size=(N, D))
+SOFT = np.random.default_rng(2).dirichlet(np.ones(CLASSES), (3, N))
+MEMBERS = np.zeros((3, N), bool)
+MEMBERS[0, :12], MEMBERS[1, 8:20], MEMBERS[2, 5:14] = True, True, True  # the last has fewer, so its steps are padded
 
 
 @pytest.fixture
-def data():
-    labels = np.arange(N) % 3
-    features = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32) + np.eye(3, D)[labels]
-    return Data(features.astype(np.float32), labels, membership.paired_halves(labels, n_models=4, seed=0))
-
-
-@pytest.fixture
-def reserved(data):
-    reserved = membership.reserve(data.labels, 0.3, seed=0)
-    data.members = membership.paired_halves(data.labels, 2, seed=0, reserved=reserved)
-    return reserved
-
-
-# --- seeds ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recipe, n", [(MLP, None), (PRIVATE, 20)])
-def test_one_seed_gives_one_bank_and_another_gives_another(data, recipe, n):
-    data.members = data.members[:1]
-    first, same, other = (data.train(recipe, seed=s, n=n) for s in (3, 3, 4))
-    np.testing.assert_array_equal(first, same)
-    assert all(not np.allclose(a, b) for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize("recipe, n", [(MLP, None), (PRIVATE, 20)])
-def test_a_model_does_not_depend_on_how_many_others_there_are(data, recipe, n):
-    four = data.train(recipe, n=n)
-    data.members = data.members[:2]
-    np.testing.assert_array_equal(data.train(recipe, n=n), four[:2])
-
-
-def test_models_with_the_same_members_differ_by_their_place(data):
-    data.members = data.members[[0, 0]]
-    first, second = data.train()
-    assert not np.allclose(first, second)
-
-
-# --- training by hand -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n, epochs, batch_size", [(1, 1, 3), (7, 3, 3), (20, 5, None), (385, 2, 32)])
-def test_every_member_is_seen_once_an_epoch(n, epochs, batch_size):
-    rows, sizes = engine.draw_batches(n, epochs, batch_size, seed=[0, 1])
-    per_epoch = len(sizes) // epochs
-    for epoch in range(epochs):
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        assert sorted(np.concatenate([rows[s, : sizes[s]] for s in steps])) == list(range(n))
-
-
-def test_epochs_have_orders_of_their_own():
-    rows, _ = engine.draw_batches(30, 4, None, seed=[0, 1])
-    assert len({tuple(order) for order in rows}) == 4
-
-
-def test_keras_sees_the_batches_as_drawn():
-    rows, sizes = engine.draw_batches(7, 2, 3, seed=[0])
-    x = np.arange(7, dtype=np.float32)[:, None]
-    batches = [(b.numpy().ravel(), y.numpy()) for b, y in bank._batches(x, np.arange(7), rows, sizes)]
-    for (seen, labels), row, size in zip(batches, rows, sizes, strict=True):
-        np.testing.assert_array_equal(seen, row[:size])
-        np.testing.assert_array_equal(labels, row[:size])
-
-
-def start_of(recipe, seed, m):
-    return engine.draw_start(engine.structure_of(models.build(recipe, D, 3, 0)), [seed, m])
-
-
-def sgd_by_hand(x, y, recipe, kernel, bias, batches):
-    """Softmax regression in float64: mean loss of a batch plus l2 times the squared kernel, heavy-ball momentum."""
-    x, kernel, bias = (np.asarray(a, np.float64).copy() for a in (x, kernel, bias))
-    moved = [np.zeros_like(kernel), np.zeros_like(bias)]
-    for row, size in zip(*batches, strict=True):
-        rows = row[:size]
-        error = (softmax(x[rows] @ kernel + bias, axis=1) - np.eye(3)[y[rows]]) / len(rows)
-        slopes = [x[rows].T @ error + 2 * recipe.l2 * kernel, error.sum(axis=0)]
-        moved = [recipe.momentum * m - recipe.learning_rate * s for m, s in zip(moved, slopes, strict=True)]
-        kernel, bias = kernel + moved[0], bias + moved[1]
-    return kernel, bias
-
-
-@pytest.mark.parametrize("batch_size", [7, 20, None])
-@pytest.mark.parametrize("l2, momentum", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.9), (0.05, 0.9)])
-def test_the_bank_does_what_stochastic_gradient_descent_by_hand_does(data, batch_size, l2, momentum):
-    recipe = Recipe("softmax", epochs=6, batch_size=batch_size, learning_rate=0.2, l2=l2, momentum=momentum)
-    data.members = data.members[:2]
-    logits = data.train(recipe, seed=11)
-    for m, rows in enumerate(data.members):
-        batches = engine.draw_batches(rows.sum(), recipe.epochs, recipe.batch_size, [11, m, 6])
-        start = start_of(recipe, 11, m)
-        kernel, bias = sgd_by_hand(data.features[rows], data.labels[rows], recipe, *start, batches)
-        np.testing.assert_allclose(logits[m], data.features @ kernel + bias, atol=1e-4)
-
-
-def test_adam_takes_its_well_known_first_step(data):
-    recipe = Recipe("softmax", epochs=1, batch_size=None, optimizer="adam", learning_rate=0.01)
-    data.members = data.members[:1]
-    _, kept = data.train(recipe, keep=[0])
-    step = kept[0][0] - start_of(recipe, 0, 0)[0]
-    np.testing.assert_allclose(np.abs(step), 0.01, rtol=1e-2)
-
-
-# --- who matters ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recipe, n", [(MLP, None), (PRIVATE, 20)])
-def test_non_members_change_no_weights(data, recipe, n):
-    data.members = data.members[:1]
-    outside = np.flatnonzero(~data.members[0])
-    _, before = data.train(recipe, n=n, keep=[0])
-    data.features[outside] = data.features[np.roll(outside, 1)] * 3
-    data.labels = data.labels.copy()
-    data.labels[outside] = data.labels[np.roll(outside, 5)]
-    _, after = data.train(recipe, n=n, keep=[0])
-    for a, b in zip(before[0], after[0], strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_permuted_non_members_get_the_permuted_logits(data):
-    data.members = data.members[:1]
-    order = np.arange(N)
-    outside = np.flatnonzero(~data.members[0])
-    order[outside] = np.random.default_rng(1).permutation(outside)
-    before = data.train()
-    data.features, data.labels = data.features[order], data.labels[order]
-    np.testing.assert_allclose(data.train(), before[:, order], atol=1e-6)
-
-
-def test_a_member_changes_the_weights(data):
-    data.members = data.members[:1]
-    _, before = data.train(keep=[0])
-    data.features[np.flatnonzero(data.members[0])[0]] += 1
-    _, after = data.train(keep=[0])
-    assert not np.allclose(before[0][0], after[0][0])
-
-
-# --- early stopping -------------------------------------------------------------------------------------------------
-
-
-def loss(logits, labels):
-    return float(np.mean(tf.keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)))
-
-
-def by_epoch(data, recipe, rows):
-    """Loss of some patients after each epoch, from runs without early stopping; their prefixes are the same run."""
-    runs = [dataclasses.replace(recipe, epochs=e, patience=0) for e in range(1, recipe.epochs + 1)]
-    return [loss(data.train(run)[0][rows], data.labels[rows]) for run in runs]
-
-
-@pytest.fixture
-def overfit(data):
-    """Labels without a pattern: the loss on reserved patients soon rises."""
-    data.labels = np.random.default_rng(3).permutation(data.labels)
-    reserved = membership.reserve(data.labels, 0.3, seed=0)
-    data.members = membership.paired_halves(data.labels, 2, seed=0, reserved=reserved)[:1]
-    return reserved
-
-
-def test_training_stops_and_keeps_the_best_weights(data, overfit):
-    recipe = dataclasses.replace(WATCHED, epochs=8)
-    losses = by_epoch(data, recipe, overfit)
-    stop = next((e for e in range(3, 9) if min(losses[e - 2 : e]) > min(losses[: e - 2])), 8)
-    logits = data.train(recipe, reserved=overfit)[0]
-    assert loss(logits[overfit], data.labels[overfit]) == pytest.approx(min(losses[:stop]), abs=1e-5)
-
-
-def test_the_best_weights_are_kept_also_where_the_epochs_run_out_first(data, overfit):
-    recipe = dataclasses.replace(WATCHED, epochs=6, patience=6)
-    losses = by_epoch(data, recipe, overfit)
-    assert min(losses) < losses[-1]
-    logits = data.train(recipe, reserved=overfit)[0]
-    assert loss(logits[overfit], data.labels[overfit]) == pytest.approx(min(losses), abs=1e-5)
-
-
-def test_early_stopping_watches_the_reserved_patients_and_nobody_else(data, overfit):
-    _, before = data.train(WATCHED, reserved=overfit, keep=[0])
-    outside = ~overfit & ~data.members[0]
-    changed = data.features.copy()
-    data.features = changed.copy()
-    data.features[outside] *= -5
-    _, others = data.train(WATCHED, reserved=overfit, keep=[0])
-    np.testing.assert_array_equal(others[0][0], before[0][0])
-    # The member's own class for each reserved patient: the watched loss now falls for long.
-    data.features = changed
-    mine = {k: changed[np.flatnonzero(data.members[0] & (data.labels == k))[0]] for k in range(3)}
-    data.features[overfit] = [mine[k] for k in data.labels[overfit]]
-    _, watched = data.train(WATCHED, reserved=overfit, keep=[0])
-    assert not np.allclose(watched[0][0], before[0][0])
-
-
-def test_reserved_patients_change_nothing_without_early_stopping(data, reserved):
-    before = data.train(reserved=reserved)
-    np.testing.assert_array_equal(data.train(), before)
-
-
-# --- cache ----------------------------------------------------------------------------------------------------------
-
-
-def refuse(*arguments):
-    if arguments[-1]:
-        raise AssertionError("trained again")
-    return iter(())
-
-
-@pytest.fixture
-def cached(data, tmp_path, monkeypatch):
-    """A bank in its cache, and training that raises from now on."""
-    data.members = data.members[:2]
-    logits = data.train(cache=tmp_path)
-    monkeypatch.setattr(bank, "_trainer", refuse)
-    return logits
-
-
-def test_a_finished_bank_is_not_trained_again(data, cached, tmp_path):
-    np.testing.assert_array_equal(data.train(cache=tmp_path), cached)
-
-
-@pytest.mark.parametrize("what", ["recipe", "seed", "features", "labels", "members", "n"])
-def test_a_changed_input_is_trained_again(data, cached, tmp_path, what):
-    options = {"recipe": SOFTMAX, "seed": 0}
-    if what == "recipe":
-        options["recipe"] = dataclasses.replace(SOFTMAX, l2=0.1)
-    elif what == "seed":
-        options["seed"] = 1
-    elif what == "n":
-        options["n"] = 20
-    else:
-        changed = getattr(data, what).copy()
-        changed.flat[0] = changed.flat[1] if what != "members" else ~changed.flat[0]
-        setattr(data, what, changed)
-    with pytest.raises(AssertionError, match="trained again"):
-        data.train(**options, cache=tmp_path)
-
-
-def test_other_reserved_patients_are_another_bank_when_they_are_watched(data, reserved, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(WATCHED, epochs=2)
-    data.train(recipe, reserved=reserved, cache=tmp_path)
-    monkeypatch.setattr(bank, "_trainer", refuse)
-    data.train(recipe, reserved=reserved, cache=tmp_path)
-    fewer = reserved.copy()
-    fewer[np.flatnonzero(reserved)[0]] = False
-    with pytest.raises(AssertionError, match="trained again"):
-        data.train(recipe, reserved=fewer, cache=tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["cut short", "garbage", "empty"])
-def test_a_damaged_file_is_computed_again_with_a_warning(data, tmp_path, damage):
-    data.members = data.members[:2]
-    logits = data.train(cache=tmp_path)
-    path = sorted(tmp_path.glob("*.npz"))[0]
+def double(monkeypatch):
+    """Numbers of 64 bits, and one thread: all models in one chunk."""
+    monkeypatch.setattr(bank, "threads", lambda: 1)
+    K.backend.set_floatx("float64")
+    yield
+    K.backend.set_floatx("float32")
+
+
+# --- equality with plain Keras --------------------------------------------------------------------------------------
+
+
+def reference(job, m):
+    """Model m by Keras' own `train_on_batch` on features, fed the same start, batches, masks and targets."""
+    model, loss, sparse = bank.clone(job.model, 0), job.model.loss, "Sparse" in type(job.model.loss).__name__
+    soft = bool(job.mixup) or job.targets is not None
+    if sparse and soft:
+        loss, sparse = K.losses.CategoricalCrossentropy(from_logits=True), False
+    compile_plain(model, job.model, loss)
+    model.set_weights(job.start)
+    masks_of = masks_as_variables(model)
+    steps = bank._steps(job, m, bank._Space(job.x, np.flatnonzero(job.members[m]), [], None, None), masks_of)
+    known = np.eye(CLASSES)[job.labels] if job.targets is None else job.targets[m]
+    for t, count in enumerate((steps["weights"] > 0).sum(axis=1)):
+        rows, shares = steps["rows"][t, :count], steps["shares"][t, :count, :, None]
+        set_masks(model, steps["masks"], t, count)
+        if hasattr(loss, "epoch"):
+            loss.epoch.assign(t * job.epochs // len(steps["rows"]))
+        weights = None
+        if job.class_weight is not None:
+            weights = (np.eye(CLASSES)[job.labels] if job.targets is None else known)[rows[:, 0]] @ job.class_weight
+        targets = job.labels[rows[:, 0]] if sparse else (shares * known[rows]).sum(axis=1)
+        model.train_on_batch((shares * job.x[rows]).sum(axis=1), targets, sample_weight=weights)
+    if hasattr(model.optimizer, "finalize_variable_values"):
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+    return model
+
+
+def compile_plain(model, blueprint, loss):
+    """Compile as the blueprint was, with an optimizer of its own that sparse kernels follow."""
+    optimizer = type(blueprint.optimizer).from_config(blueprint.optimizer.get_config())
+    for layer in model.layers:
+        if isinstance(getattr(layer, "kernel_constraint", None), networks.Sparse):
+            layer.kernel_constraint.bind(optimizer)
+    model.compile(optimizer, loss, loss_weights=blueprint.get_compile_config().get("loss_weights"))
+
+
+def dropouts(model):
+    return [layer for layer in model.layers if isinstance(layer, layers.Dropout)]
+
+
+def masks_as_variables(model):
+    """Shapes and rates of the masks, which become variables: a traced step takes them as they are set."""
+    for layer in dropouts(model):
+        mask = tf.Variable(np.ones((1, *layer.shape[1:]), bool), shape=(None, *layer.shape[1:]))
+        object.__setattr__(layer, "mask", mask)  # not one of the layer's weights
+    return [(layer.shape[1:], float(layer.rate)) for layer in dropouts(model)]
+
+
+def set_masks(model, masks, t, count):
+    for layer, mask in zip(dropouts(model), masks, strict=True):
+        layer.mask.assign(mask[t, :count])
+
+
+def starts_of(model):
+    """A start that is nothing special; variances of a batch normalization are positive."""
+    rng = np.random.default_rng(5)
+    drawn = [0.1 * rng.normal(size=w.shape) for w in model.weights]
+    return [abs(value) if "variance" in w.name else value for w, value in zip(model.weights, drawn, strict=True)]
+
+
+def agree(model, form, m=-1, tolerance=1e-11, train=reference, x=X, **options):
+    """Train a bank, and hold logits, products and further weights of model m to plain Keras'."""
+    options = TRAINING | {"start": starts_of(model)} | options
+    members = MEMBERS[1:] if form == "alone" else MEMBERS
+    job = bank._job(model, x, LABELS, members, **options)
+    assert form in (job.form, None)
+    m %= len(members)
+    trained, plain = bank.train(model, x, LABELS, members, progress=False, **options), train(job, m)
+    answers, weights = bank._as_logits(model, plain(x, training=False).numpy()), plain.get_weights()
+    assert not np.allclose(weights[0], options["start"][0], atol=1e-4)
+    np.testing.assert_allclose(trained.logits[m], answers, atol=tolerance, rtol=0)
+    if trained.inside is not None:
+        first = weights.pop(next(i for i, value in enumerate(weights) if value.shape[0] == x.shape[1]))
+        np.testing.assert_allclose(trained.inside[m], x @ first, atol=tolerance, rtol=0)
+        for ours, theirs in zip(trained.further, weights, strict=True):
+            np.testing.assert_allclose(ours[m], theirs, atol=tolerance, rtol=0)
+
+
+def chain(*hidden, optimizer=None, loss=None, d=D, last=None, loss_weights=None):
+    """Layers in a line, compiled."""
+    model = K.Sequential([K.Input((d,)), *hidden, last or L.Dense(CLASSES)])
+    loss = loss or LOSS.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or OPT.SGD(0.05, 0.9), loss, loss_weights=loss_weights)
+    return model
+
+
+def residual():
+    """A network of one's own with all that is not in a line."""
+    given = K.Input((D,))
+    first = L.Dense(6, "gelu", kernel_regularizer=R.L2(0.003))(given)
+    both = L.Add()([first, L.Dense(6, "tanh", bias_regularizer=R.L2(0.1))(first)])
+    both = L.Concatenate()([L.Dropout(0.3)(both), L.Reshape((6,))(L.Reshape((2, 3))(both))])
+    model = K.Model(given, L.Dense(CLASSES, use_bias=False)(both))
+    model.compile(OPT.SGD(0.01, 0.9, nesterov=True), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def normalized():
+    """A residual block with what mixes the patients of a batch."""
+    given = K.Input((D,))
+    first = L.BatchNormalization()(L.Dense(6, "gelu")(given))
+    both = L.LayerNormalization()(L.Add()([first, L.Dropout(0.3)(L.Dense(6, "gelu")(first))]))
+    model = K.Model(given, L.Dense(CLASSES)(both))
+    model.compile(OPT.Adam(0.003), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def gone(targets, answers):
+    """A loss given as a function."""
+    return tf.reduce_mean((targets - tf.nn.softmax(answers)) ** 2, -1)
+
+
+@K.utils.register_keras_serializable("tests")
+class Later(K.losses.Loss):
+    """A loss that looks at a whole batch, and changes with the epochs."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.epoch = tf.Variable(0, trainable=False)
+
+    def __call__(self, targets, answers, sample_weight=None):
+        losses = K.losses.categorical_crossentropy(targets, answers, from_logits=True)
+        weights = 1.0 if sample_weight is None else sample_weight
+        late = tf.cast(self.epoch % 2, losses.dtype)
+        if sample_weight is None:
+            return tf.reduce_mean(losses * (1 + late))
+        return tf.reduce_sum(weights * losses * (1 + late))
+
+
+
+CASES = {
+    # In the span of the members.
+    "residual": (residual, "span", {}),
+    "softmax": (lambda: networks.softmax(D, CLASSES, kernel_regularizer=R.L2(0.05)), "span", {"m": 0}),
+    "mlp, L2, dropout, smoothing": (
+        lambda: networks.mlp(
+            D, CLASSES, (6,), 0.5, kernel_regularizer=R.L2(0.01),
+            loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2),
+        ), "span", {},
+    ),
+    "mixup, class weights": (
+        lambda: networks.mlp(D, CLASSES, (6, 4), momentum=0.9), "span", {"mixup": 0.5, "class_weight": [1.0, 2.0, 0.5]},
+    ),
+    "soft targets": (
+        lambda: networks.mlp(D, CLASSES, (6,)), "span", {"targets": SOFT, "class_weight": [1.0, 2.0, 0.5], "m": 1},
+    ),
+    "probabilities": (
+        lambda: chain(
+            L.Dense(5, "relu", bias_initializer="ones"), last=L.Dense(CLASSES, "softmax"),
+            loss=LOSS.SparseCategoricalCrossentropy(),
+        ), "span", {},
+    ),
+    "sum of losses": (
+        lambda: chain(
+            L.Dense(5, "relu"), optimizer=OPT.SGD(0.005),
+            loss=LOSS.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
+        ), "span", {},
+    ),
+    "losses as they are": (
+        lambda: chain(L.Dense(5), optimizer=OPT.SGD(0.005), loss=LOSS.CategoricalHinge(reduction="none")), "span", {"m": 0},
+    ),
+    "a function": (lambda: chain(L.Dense(5, "tanh"), L.LeakyReLU(0.2), loss=gone), "span", {"m": 1}),
+    "a class that does not count": (
+        lambda: chain(L.Dense(5), loss=LOSS.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1)), "alone", {},
+    ),
+    "schedule": (
+        lambda: chain(L.Dense(5, "relu"), optimizer=OPT.SGD(OPT.schedules.ExponentialDecay(0.05, 10, 0.9), 0.9)),
+        "span", {"tolerance": 1e-4},
+    ),
+    # On features, side by side.
+    "Adam": (
+        lambda: networks.mlp(D, CLASSES, (6,), 0.4, optimizer="adam", learning_rate=0.003), "features", {},
+    ),
+    "Adam with all": (
+        lambda: chain(L.Dense(5, "gelu"), optimizer=OPT.Adam(0.01, 0.8, 0.99, 1e-3, amsgrad=True)), "features", {"m": 0},
+    ),
+    "lasso": (lambda: networks.softmax(D, CLASSES, l1=0.05, momentum=0.5), "features", {}),
+    "group lasso": (lambda: networks.mlp(D, CLASSES, (6,), group=0.1), "features", {}),
+    "group lasso, Adam": (
+        lambda: networks.mlp(D, CLASSES, (6,), 0.3, group=0.02, optimizer="adam", learning_rate=0.003), "features", {},
+    ),
+    "deeptype": (
+        lambda: networks.deeptype(D, CLASSES, (6, 4), optimizer="adam", learning_rate=0.01), "features", {"m": 1},
+    ),
+    "cnn": (
+        lambda: networks.cnn(150, CLASSES, (4,), kernel_regularizer=R.L2(0.01), learning_rate=0.01),
+        "features", {"x": np.random.default_rng(3).normal(size=(N, 150)), "epochs": 10},
+    ),
+    "regularizers and constraints": (
+        lambda: chain(
+            L.Dense(5, "relu", kernel_regularizer=R.L1(0.01), bias_regularizer=R.L1L2(0.01, 0.02)),
+            L.Dense(4, kernel_constraint="non_neg", bias_constraint="non_neg", kernel_initializer="ones"),
+            L.Dense(4, kernel_regularizer=R.L1L2(0.02, 0.01)),
+        ), "features", {},
+    ),
+    "frozen, few features": (
+        lambda: chain(L.Dense(5, "relu"), L.Dense(4, "relu", trainable=False), d=10), "features", {"x": X[:, :10]},
+    ),
+    # One at a time.
+    "normalized": (normalized, "alone", {}),
+    "clipped norms": (
+        lambda: chain(
+            L.Dense(5, "relu", activity_regularizer=R.L2(0.01)), L.Dropout(0.3),
+            optimizer=OPT.SGD(0.05, 0.9, clipnorm=0.5, weight_decay=0.1), loss_weights=0.5,
+        ), "alone", {"class_weight": [1.0, 2.0, 0.5]},
+    ),
+    "clipped values": (
+        lambda: chain(
+            L.Dense(5, "relu", kernel_constraint=C.MaxNorm(0.4)), loss=Later(),
+            optimizer=OPT.SGD(0.05, clipvalue=0.03, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=7),
+        ), "alone", {},
+    ),
+    "clipped together": (
+        lambda: chain(
+            L.Dense(5, kernel_regularizer=R.OrthogonalRegularizer(0.01)), optimizer=OPT.Adam(0.01, global_clipnorm=0.1),
+            loss=LOSS.CategoricalCrossentropy(from_logits=True, axis=1, label_smoothing=0.1),
+        ), "alone", {"mixup": 0.4},
+    ),
+    "a number type of its own": (lambda: chain(L.Dense(5, dtype="float32")), "alone", {"epochs": 5, "tolerance": 1e-5}),
+    "legacy": (lambda: chain(L.Dense(5, "relu"), optimizer=OPT.legacy.SGD(0.05, 0.9)), "alone", {"epochs": 10}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_bank_is_plain_keras(name, double):
+    build, form, options = CASES[name]
+    agree(build(), form, **options)
+
+
+def test_every_argument_of_layer_optimizer_and_loss_is_changed_in_some_case():
+    plain = [L.Dense(1), OPT.SGD(), OPT.Adam(), LOSS.SparseCategoricalCrossentropy(), LOSS.CategoricalCrossentropy()]
+    changed = {type(one): set() for one in plain}
+    for build, *_ in CASES.values():
+        model = build()
+        for one in plain:
+            for other in [*model.layers, model.optimizer, model.loss]:
+                if type(other) is type(one):
+                    pairs = zip(one.get_config().items(), other.get_config().values(), strict=False)
+                    changed[type(one)] |= {name for (name, default), value in pairs if value != default}
+    # An optimizer's way to be compiled, and names, change nothing that is trained.
+    missing = {type(one).__name__: set(one.get_config()) - changed[type(one)] for one in plain}
+    assert missing["Dense"] == {"dtype"}  # the number type has a case of its own, in other numbers
+    assert missing["SGD"] & missing["Adam"] <= {"name", "jit_compile", "is_legacy_optimizer"}
+    assert missing["SGD"] <= set(OPT.Adam().get_config()) and missing["Adam"] <= set(OPT.SGD().get_config())
+    assert missing["SparseCategoricalCrossentropy"] == {"name"}
+    assert missing["CategoricalCrossentropy"] <= {"name", "reduction"}
+
+
+def clustered(job, m):
+    """DeepType's two phases in plain Keras: the second has the representation as another answer."""
+    model, plan = reference(job, m), job.clustering
+    both = K.Model(model.inputs, [model.output, model.layers[-1].input])
+    sparse = model.layers[0].kernel_constraint
+    alive = np.any(model.get_weights()[0] != 0, axis=1, keepdims=True)
+    assert 0 < alive.sum() < len(alive)
+    sparse.ramp, sparse.alive = 1e-7, alive
+    optimizer = type(model.optimizer).from_config(job.model.optimizer.get_config())
+    sparse.bind(optimizer)
+    both.compile(optimizer, [model.loss, lambda at, z: tf.reduce_sum((z - at) ** 2, -1)], loss_weights=[1, plan.weight])
+    who, number = np.flatnonzero(job.members[m]), bank._number(job.seed, m)
+    for turn in range(plan.rounds):
+        z = both(job.x)[1].numpy()[who]
+        found = KMeans(plan.n_clusters, n_init=1, random_state=(number + turn) % 2**31).fit(z)
+        centers = np.zeros((len(job.x), z.shape[1]))
+        centers[who] = found.cluster_centers_[found.labels_]
+        again = dataclasses.replace(job, epochs=plan.epochs)
+        steps = bank._steps(again, m, bank._Space(job.x, who, [], None, None), [], [number, 25, turn])
+        for row, count in zip(steps["rows"][..., 0], (steps["weights"] > 0).sum(axis=1), strict=True):
+            both.train_on_batch(job.x[row[:count]], [job.labels[row[:count]], centers[row[:count]]])
+    return model
+
+
+def test_rounds_of_k_means_are_those_of_plain_keras(double):
+    model = networks.deeptype(D, CLASSES, (6, 4), group=0.002, ramp=20.0, optimizer="adam", learning_rate=0.01)
+    agree(model, "features", train=clustered, epochs=12, clustering=bank.Clustering(0.5, 3, rounds=2, epochs=6))
+
+
+BETWEEN = {
+    "nothing": lambda: [], "dropout": lambda: [L.Dropout(0.3)], "normal rows": lambda: [L.LayerNormalization()],
+    "activation": lambda: [L.Activation("elu")], "normal batches": lambda: [L.BatchNormalization()],
+}  # fmt: skip
+PARTS = {
+    "kernel_regularizer": [None, R.L1(0.01), R.L2(0.01)], "kernel_constraint": [None, "non_neg", C.UnitNorm()],
+    "bias_constraint": [None, C.NonNeg()], "use_bias": [True, False], "activation": ["linear", "tanh", "softplus"],
+    "activity_regularizer": [None, R.L2(0.01)],
+}  # fmt: skip
+OPTIMIZERS = {
+    "SGD": lambda: OPT.SGD(0.02), "momentum": lambda: OPT.SGD(0.02, 0.8), "Adam": lambda: OPT.Adam(0.01),
+    "decay": lambda: OPT.SGD(0.02, weight_decay=0.1), "Nadam": lambda: OPT.Nadam(0.01),
+}  # fmt: skip
+
+
+@hypothesis.settings(max_examples=6, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.data())
+def test_whatever_network_is_drawn_the_bank_is_plain_keras(double, data):
+    def draw(choices):
+        return data.draw(st.sampled_from(list(choices)))
+
+    hidden = []
+    for units in data.draw(st.lists(st.integers(2, 5), max_size=2)):
+        # Mostly the defaults: a network with everything trains alone, whatever the draws.
+        options = {name: draw(values) if draw([True, False, False]) else values[0] for name, values in PARTS.items()}
+        hidden += [L.Dense(units, **options), *BETWEEN[draw(BETWEEN)]()]
+    smooth = LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=draw([0.0, 0.1]), reduction=draw(["auto", "sum"]))
+    model = chain(*hidden, optimizer=OPTIMIZERS[draw(OPTIMIZERS)](), loss=smooth)
+    agree(model, None, epochs=6, batch_size=draw([3, 5, None]), mixup=draw([0.0, 0.3]), m=draw([0, -1]))
+
+
+# --- the same bits --------------------------------------------------------------------------------------------------
+
+
+FLOAT = X.astype(np.float32)
+MANY = np.random.default_rng(4).random((5, N)) < 0.5
+HOW = {
+    "span": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, momentum=0.9), {}),
+    "features": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, group=0.01, optimizer="adam"), {}),
+    "private": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, momentum=0.9), {"privacy": Privacy(3.0), "n": 12}),
+    "alone": (normalized, {}),
+}
+
+
+def trained_by(build, options, **more):
+    return bank.train(build(), FLOAT, LABELS, MANY, epochs=4, batch_size=4, seed=2, progress=False, **options, **more)
+
+
+def same_bits(one, other):
+    assert one.logits.tobytes() == other.logits.tobytes() and one.inside.tobytes() == other.inside.tobytes()
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one.further, other.further, strict=True))
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="promised on a processor alone")
+@pytest.mark.parametrize("kind", HOW)
+def test_on_a_processor_bits_are_the_same_again_in_other_chunks_with_other_threads_and_after_a_kill(
+    kind, monkeypatch, tmp_path
+):
+    build, options = HOW[kind]
+    monkeypatch.setattr(bank, "threads", lambda: 2)
+    first = trained_by(build, options, cache=tmp_path)
+    same_bits(trained_by(build, options), first)
+    whole = sorted(tmp_path.iterdir())
+    assert len(whole) == 5
+    for path in whole[1:4]:
+        path.unlink()
+    monkeypatch.setattr(bank, "threads", lambda: 1)
+    monkeypatch.setattr(bank, "CHUNK", 2)
+    same_bits(trained_by(build, options, cache=tmp_path), first)
+    assert sorted(tmp_path.iterdir()) == whole
+    if kind != "private":
+        found = trained_by(build, options).model(3)
+        np.testing.assert_allclose(found(FLOAT, training=False), first.logits[3], atol=1e-5)
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+ALPHA = 0.2
+
+
+def key_of(model=None, m=0, **changed):
+    options = {"x": FLOAT, "labels": LABELS, "members": MANY, "epochs": 4, "batch_size": 4, "seed": 2} | changed
+    return bank._paths(bank._job(model or networks.mlp(D, CLASSES, (6,)), **options), "folder")[m].name
+
+
+def own(text):
+    """A function as a user would write it, in a cell that is run again after a change."""
+    space = {"tf": tf, "ALPHA": ALPHA}
+    exec(text, space)
+    return space["mine"]
+
+
+class Within(C.Constraint):
+    """A user's own constraint."""
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def __call__(self, kernel):
+        return tf.clip_by_value(kernel, -self.bound, self.bound)
+
+
+class Slow(OPT.SGD):
+    """A user's own optimizer."""
+
+
+def test_all_that_training_depends_on_has_a_key_of_its_own():
+    fewer = MANY.copy()
+    fewer[0, np.flatnonzero(MANY[0])[0]] = False
+    moved = FLOAT.copy()
+    moved[0, 0] += 1
+    mlp = functools.partial(networks.mlp, D, CLASSES, (6,))
+    keys = [
+        key_of(), key_of(m=1), key_of(seed=3), key_of(epochs=5), key_of(batch_size=5), key_of(members=fewer),
+        key_of(x=moved), key_of(labels=(LABELS + 1) % CLASSES), key_of(mixup=0.1), key_of(class_weight=[1, 1, 2.0]),
+        key_of(targets=np.full((5, N, CLASSES), 1 / 3)), key_of(start=[0 * w for w in mlp().get_weights()]),
+        key_of(clustering=bank.Clustering(0.1, 2, 1, 1)), key_of(clustering=bank.Clustering(0.2, 2, 1, 1)),
+        key_of(privacy=Privacy(1.0), n=12), key_of(privacy=Privacy(1.0), n=12, average=0.5),
+        key_of(privacy=Privacy(1.0), n=12, fault="no noise"), key_of(mlp(learning_rate=0.1)), key_of(mlp(momentum=0.1)),
+        key_of(mlp(optimizer="adam")), key_of(mlp(group=0.1)), key_of(mlp(group=0.2)), key_of(mlp(group=0.2, ramp=9.0)),
+        key_of(mlp(dropout=0.1)), key_of(mlp(dropout=0.2)), key_of(mlp(kernel_regularizer=R.L2(0.1))),
+        key_of(mlp(kernel_regularizer=R.L2(0.2))), key_of(mlp(kernel_regularizer=R.L1(0.2))), key_of(residual()),
+        key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True))),
+        key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))),
+        key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2))),
+        key_of(chain(L.Dense(6))), key_of(chain(L.Dense(6, use_bias=False))), key_of(chain(L.Dense(6, trainable=False))),
+        key_of(chain(L.Dense(6, kernel_initializer="he_normal"))), key_of(chain(L.Dense(6), loss_weights=0.5)),
+        key_of(chain(L.Dense(6), L.Activation("relu", name="relu"))),
+        key_of(chain(L.Dense(6), L.Activation("tanh", name="tanh"))),
+        *[key_of(chain(L.Dense(6, kernel_constraint=Within(bound)))) for bound in (0.1, 0.2)],
+        *[key_of(chain(L.Dense(6), optimizer=Slow(rate))) for rate in (0.1, 0.2)],
+        *[
+            key_of(chain(L.Dense(6, own(f"def mine(x{extra}):\n    return {code}"))))
+            for extra, code in [
+                ("", "tf.nn.relu(x)"), ("", "tf.nn.gelu(x)"), ("", "2.0 * tf.nn.gelu(x)"), (", a=1.0", "a * x"),
+                (", a=2.0", "a * x"), ("", "ALPHA * x"), ("", "(lambda y: y + 1)(x)"), ("", "(lambda y: y + 2)(x)"),
+            ]
+        ],
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+
+
+def test_names_of_layers_and_a_second_copy_of_the_same_function_keep_the_key(monkeypatch):
+    text = "def mine(x):\n    return (lambda y: y + ALPHA)(x)"
+    first, again = (chain(L.Dense(6, own(text), name=name)) for name in ("one", "other"))
+    assert key_of(first) == key_of(again)
+    assert key_of(residual()) == key_of(residual())
+    monkeypatch.setitem(globals(), "ALPHA", 0.3)
+    assert key_of(chain(L.Dense(6, own(text)))) != key_of(first)
+
+
+def test_a_flipped_bit_in_a_cached_model_is_said_and_that_model_is_trained_anew(tmp_path):
+    build, options = HOW["span"]
+    first = trained_by(build, options, cache=tmp_path)
+    path = sorted(tmp_path.iterdir())[2]
     whole = path.read_bytes()
-    path.write_bytes({"cut short": whole[: len(whole) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
-    with pytest.warns(UserWarning, match="damaged"):
-        np.testing.assert_array_equal(data.train(cache=tmp_path), logits)
-    assert path.read_bytes() != b"" and not list(tmp_path.glob(".*"))
+    place = whole.index(np.ascontiguousarray(np.load(path)["logits"]).tobytes()) + 5
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged .* it is computed again"):
+        same_bits(trained_by(build, options, cache=tmp_path), first)
+    assert path.read_bytes()[place] == whole[place]
 
 
-@pytest.mark.parametrize("recipe, n", [(SOFTMAX, None), pytest.param(PRIVATE, 20, marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_where_it_was(data, tmp_path, monkeypatch, recipe, n):
-    whole, trainer, trained = data.train(recipe, n=n), bank._trainer, []
+# --- a model by itself ----------------------------------------------------------------------------------------------
 
-    def killed(*arguments):
-        for m, answer in trainer(*arguments):
-            if m == 2:
-                raise KeyboardInterrupt
-            yield m, answer
-
-    def counted(*arguments):
-        trained.extend(arguments[-1])
-        return trainer(*arguments)
-
-    monkeypatch.setattr(bank, "_trainer", killed)
-    with pytest.raises(KeyboardInterrupt):
-        data.train(recipe, n=n, cache=tmp_path)
-    monkeypatch.setattr(bank, "_trainer", counted)
-    np.testing.assert_array_equal(data.train(recipe, n=n, cache=tmp_path), whole)
-    assert trained == [2, 3]
+LOAD = """
+import sys, numpy as np, tensorflow as tf
+folder = sys.argv[1]
+for name in sys.argv[2:]:
+    model, stored = tf.keras.models.load_model(f"{folder}/{name}.keras"), np.load(f"{folder}/{name}.npz")
+    np.testing.assert_allclose(model.predict(stored["x"], verbose=0), stored["logits"], atol=1e-5)
+assert "genlib" not in sys.modules
+"""
 
 
-# --- weights --------------------------------------------------------------------------------------------------------
+def test_a_model_of_the_bank_is_one_on_features_and_loads_without_this_package(tmp_path):
+    names = {
+        "span": (lambda: networks.softmax(D, CLASSES), {}), "lasso": (lambda: networks.softmax(D, CLASSES, l1=0.1), {}),
+        "smooth": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, loss=smoothing()), {}), "alone": (normalized, {}),
+        "rows": (lambda: networks.mlp(D, CLASSES, (6,), group=0.01, optimizer="adam"), {}),
+    }  # fmt: skip
+    for name, (build, options) in names.items():
+        trained = trained_by(build, options)
+        model = trained.model(2)
+        np.testing.assert_allclose(model(FLOAT, training=False), trained.logits[2], atol=1e-5)
+        weights = model.get_weights()
+        np.testing.assert_allclose(FLOAT @ weights[0], trained.inside[2], atol=1e-5)
+        for ours, theirs in zip(trained.further, weights[1:], strict=True):
+            np.testing.assert_array_equal(ours[2], theirs)
+        model.save(tmp_path / f"{name}.keras")
+        np.savez(tmp_path / f"{name}.npz", x=FLOAT, logits=trained.logits[2])
+    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path), *names], check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("recipe, n", [(MLP, None), (PRIVATE, 20)])
-def test_kept_weights_give_the_same_logits(data, recipe, n):
-    data.members = data.members[:3]
-    logits, kept = data.train(recipe, n=n, keep=[0, 2])
-    assert sorted(kept) == [0, 2]
-    for m, weights in kept.items():
-        model = bank.rebuild(weights, dataclasses.replace(recipe, privacy=None), D, 3)
-        assert type(model) is tf.keras.Model or type(model).__name__ == "Functional"
-        np.testing.assert_allclose(models.predict(model, data.features), logits[m], atol=1e-6)
+def smoothing():
+    return LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
 
 
-def test_a_private_model_of_a_bank_is_not_rebuilt_since_its_noise_follows_from_the_seed(data):
-    with pytest.raises(ValueError, match="privacy.release"):
-        bank.rebuild([], PRIVATE, D, 3)
+# --- what is drawn --------------------------------------------------------------------------------------------------
 
 
-def test_weights_come_from_the_cache_and_are_made_where_they_are_missing(data, tmp_path, monkeypatch):
-    data.members = data.members[:2]
-    logits = data.train(cache=tmp_path)
-    _, kept = data.train(cache=tmp_path, keep=[1])
-    monkeypatch.setattr(bank, "_trainer", refuse)
-    again, cached = data.train(cache=tmp_path, keep=[1])
-    np.testing.assert_array_equal(again, logits)
-    for a, b in zip(kept[1], cached[1], strict=True):
-        np.testing.assert_array_equal(a, b)
+def still(start, members=MANY):
+    """A bank that stays at its start."""
+    model = chain(L.Dense(40, kernel_initializer=start), optimizer=OPT.SGD(0.0))
+    return bank.train(model, FLOAT, LABELS, members, epochs=1, batch_size=None, seed=5, progress=False)
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
+def test_a_gaussian_start_that_is_drawn_in_the_basis_has_the_law_that_it_has_on_features():
+    trained = still(networks.START)
+    spread = np.sqrt(2 / D)
+    inside = trained.inside.transpose(1, 0, 2).reshape(N, -1) / spread
+    # In coordinates of the rows: N directions of independent standard Gaussians in 5 models with 40 units each.
+    white = np.linalg.solve(np.linalg.cholesky(X @ X.T), inside)
+    assert 1e-4 < chi2.cdf((white**2).sum(), white.size) < 1 - 1e-4
+    assert np.abs(np.corrcoef(white) - np.eye(N)).max() < 5.5 / np.sqrt(white.shape[1])
+    kernel = trained.model(1).get_weights()[0]
+    np.testing.assert_allclose(FLOAT @ kernel, trained.inside[1], atol=1e-4)
+    outside = np.linalg.qr(X.T, mode="complete")[0][:, N:].T @ kernel / spread
+    assert 1e-4 < chi2.cdf((outside**2).sum(), outside.size) < 1 - 1e-4
+    assert np.abs(np.corrcoef(outside) - np.eye(D - N)).max() < 4.5 / np.sqrt(40)
 
 
-def test_shapes_that_disagree_are_an_error(data):
-    data.labels = data.labels[:-1]
-    with pytest.raises(ValueError, match=r"shapes disagree: features \(40, 12\), labels \(39,\), members \(4, 40\)"):
-        data.train()
+def test_another_start_is_drawn_on_features_as_keras_does():
+    trained = still("glorot_uniform")
+    kernel, bound = trained.model(1).get_weights()[0], np.sqrt(6 / (D + 40))
+    np.testing.assert_allclose(FLOAT @ kernel, trained.inside[1], atol=1e-4)
+    assert 0.99 * bound < np.abs(kernel).max() <= bound and abs(kernel.std() / bound * np.sqrt(3) - 1) < 0.04
+    assert not np.allclose(trained.inside[0], trained.inside[1])
 
 
-@pytest.mark.parametrize("shape", [(N,), (4, N - 1)])
-def test_members_of_another_shape_are_an_error(data, shape):
-    data.members = np.ones(shape, bool)
-    with pytest.raises(ValueError, match="shapes disagree"):
-        data.train()
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_a_layer_that_draws_numbers_of_its_own_runs_and_is_said_not_to_be_repeatable(batch_size, capsys, monkeypatch):
+    monkeypatch.setattr(bank, "_said", set())
+    options = {"epochs": 3, "batch_size": batch_size, "seed": 2, "progress": False}
+    noisy = [bank.train(chain(L.Dense(5), L.GaussianNoise(1.0)), FLOAT, LABELS, MANY, **options).logits for _ in range(2)]
+    assert np.isfinite(noisy).all() and not np.array_equal(*noisy)
+    assert capsys.readouterr().out.count("draws random numbers of its own") == 1
+    bank.train(chain(L.Dense(5), L.Dropout(0.4)), FLOAT, LABELS, MANY, **options)
+    assert "draws" not in capsys.readouterr().out
 
 
-def test_members_must_be_true_or_false(data):
-    data.members = data.members.astype(int)
-    with pytest.raises(ValueError, match="members must be bool"):
-        data.train()
+# --- on a GPU -------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_without_members_is_an_error(data):
-    data.members[1] = False
-    with pytest.raises(ValueError, match="every model needs at least one member"):
-        data.train()
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_missing_and_infinite_features_are_an_error(data, value):
-    data.features[3, 4] = value
-    with pytest.raises(ValueError, match="missing or infinite"):
-        data.train()
-
-
-def test_a_reserved_patient_who_is_a_member_is_an_error(data):
-    reserved = np.zeros(N, bool)
-    reserved[:3] = True
-    with pytest.raises(ValueError, match="3 reserved patients are members"):
-        data.train(reserved=reserved)
-
-
-def test_early_stopping_without_reserved_patients_is_an_error(data):
-    with pytest.raises(ValueError, match="patience=2 needs reserved patients"):
-        data.train(WATCHED)
-
-
-def test_a_private_recipe_without_a_nominal_number_is_an_error(data):
-    with pytest.raises(ValueError, match="needs n, the nominal number of members"):
-        data.train(PRIVATE)
-
-
-def test_training_that_diverges_is_an_error(data):
-    data.features *= 1e20
-    with pytest.raises(ValueError, match="training diverged: model 0"):
-        data.train(dataclasses.replace(SOFTMAX, learning_rate=1e20))
-
-
-def test_weights_of_a_model_that_is_not_there_are_an_error(data):
-    with pytest.raises(ValueError, match="7"):
-        data.train(keep=[7])
-
-
-def test_more_rows_than_genes_are_said_and_trained_on_genes(capsys, monkeypatch):
-    rng = np.random.default_rng(0)
-    features, labels = rng.normal(size=(60, 20)).astype(np.float32), np.arange(60) % 2
-    members = membership.paired_halves(labels, 4, 0)
-    recipe = Recipe("mlp", hidden=(8,), epochs=5, batch_size=8, learning_rate=0.05)
-    bank.train(features, labels, members, recipe, 0)
-    assert capsys.readouterr().out == ""  # nobody expects it of a panel
-    monkeypatch.setattr(bank, "LARGE", 20)
-    on_genes = bank.train(features, labels, members, recipe, 0, progress=False)
-    assert "60 rows and 20 genes: row space does not pay, so the bank trains on genes" in capsys.readouterr().out
-    np.testing.assert_allclose(
-        on_genes, bank.train(features, labels, members, recipe, 0, engine="keras", progress=False), atol=2e-4
-    )
+@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="TensorFlow sees no GPU here")
+@pytest.mark.parametrize("kind", HOW)
+def test_on_a_gpu_the_bank_is_plain_keras_but_for_rounding(kind):
+    build, options = HOW[kind]
+    first = trained_by(build, options)
+    np.testing.assert_allclose(trained_by(build, options).logits, first.logits, atol=1e-6)
+    if kind != "private":
+        start = [w.astype(np.float32) for w in starts_of(build())]
+        how = {"epochs": 4, "batch_size": 4, "seed": 2, "start": start}
+        plain = reference(bank._job(build(), FLOAT, LABELS, MANY, **how), 1)(FLOAT, training=False)
+        ours = bank.train(build(), FLOAT, LABELS, MANY, progress=False, **how)
+        np.testing.assert_allclose(ours.logits[1], plain, atol=1e-3)

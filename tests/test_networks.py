@@ -1,0 +1,104 @@
+"""The study's networks: ordinary Keras models, and the lasso as a proximal step."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from genlib import networks
+
+K = tf.keras
+X = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
+Y = np.arange(20) % 3
+BUILT = {
+    "softmax": (90 + 3, {"l1": 0.1}),
+    "mlp": (30 * 8 + 8 + 8 * 3 + 3, {"hidden": (8,), "dropout": 0.2, "group": 0.1}),
+    "deeptype": (30 * 8 + 8 + 8 * 4 + 4 + 4 * 3 + 3, {"hidden": (8, 4), "group": 0.1}),
+    "cnn": (71 * 32 + 32 + 32 * 8 + 8 + 8 * 3 + 3, {"hidden": (8,), "dropout": 0.2}),
+}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_every_network_trains_by_keras_own_fit_and_is_saved_and_loaded(name, tmp_path):
+    count, options = BUILT[name]
+    model = networks.build(name, 30, 3, **options)
+    assert model.count_params() == count
+    optimizer = "adam" if name in ("mlp", "deeptype") else "sgd"
+    model = networks.build(name, 30, 3, optimizer=optimizer, learning_rate=0.05, **options)
+    losses = model.fit(X, Y, epochs=5, batch_size=10, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "a.keras")
+    loaded = K.models.load_model(tmp_path / "a.keras", compile=False)
+    np.testing.assert_array_equal(loaded(X, training=False), model(X, training=False))
+
+
+def test_layers_of_one_network_start_apart_and_with_the_stated_spread():
+    first, second, last = (layer.kernel.numpy() for layer in networks.mlp(400, 50, (400, 400)).layers)
+    assert first.std() == pytest.approx(np.sqrt(2 / 400), rel=0.02) == second.std()
+    assert last.std() == pytest.approx(np.sqrt(1 / 400), rel=0.02)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02
+    assert networks.deeptype(400, 50).layers[0].kernel.numpy().std() == pytest.approx(0.02, rel=0.02)
+
+
+def test_strides_of_a_convolution_cover_all_genes():
+    for genes, patches in ((30, 1), (71, 1), (72, 2), (143, 3)):
+        assert networks.cnn(genes, 3).layers[1].output_shape[1] == patches
+
+
+@pytest.fixture
+def double():
+    K.backend.set_floatx("float64")
+    yield
+    K.backend.set_floatx("float32")
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("adam", [True, False])
+def test_the_proximal_step_solves_its_problem(by_row, adam, double):
+    """The kernel after a step is the smallest of penalty and distance to what the optimizer alone would have made."""
+    rng = np.random.default_rng(0)
+    kernel = tf.Variable(rng.normal(size=(6, 3)), constraint=networks.Sparse(0.8, by_row, ramp=2.0))
+    optimizer = (networks.RowAdam if by_row else K.optimizers.Adam)(0.1) if adam else K.optimizers.SGD(0.1)
+    kernel.constraint.bind(optimizer)
+    free = tf.Variable(kernel, constraint=networks.Sparse(0.0, by_row))
+    alone = type(optimizer)(0.1)
+    free.constraint.bind(alone)
+    slope = tf.constant(rng.normal(size=(6, 3)))
+    for one, value in ((optimizer, kernel), (alone, free)):
+        one.apply_gradients([(slope, value)])
+    rate = np.broadcast_to(networks.rates(optimizer, kernel, tf.constant(1.0, tf.float64)), (6, 3))
+    rate = rate[:, :1] if by_row else rate
+    strength = rate * 0.8 * (1 - np.exp(-1 / 2.0))
+    assert not adam or len(np.unique(rate)) > 3
+
+    def cost(value):
+        size = np.linalg.norm(value, axis=1, keepdims=True) if by_row else np.abs(value)
+        return ((value - free.numpy()) ** 2).sum() / 2 + (strength * size).sum()
+
+    best = cost(kernel.numpy())
+    for _ in range(200):
+        assert cost(kernel.numpy() + rng.normal(size=(6, 3)) * 10.0 ** rng.uniform(-5, 0)) > best
+    assert np.array_equal(kernel.numpy() == 0, np.abs(kernel.numpy()) < 1e-12)
+
+
+def test_row_adam_is_adam_but_for_one_mean_square_a_row(double):
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=(5, 4, 3))
+    kernel = tf.Variable(np.ones((4, 3)), constraint=networks.Sparse(0.0, True))
+    bias = [tf.Variable(np.ones(3)) for _ in range(2)]
+    rows, plain = networks.RowAdam(0.1), K.optimizers.Adam(0.1)
+    kernel.constraint.bind(rows)
+    value, mean, square = np.ones((4, 3)), 0.0, 0.0
+    for t, slope in enumerate(slopes, start=1):
+        rows.apply_gradients([(tf.constant(slope), kernel), (tf.constant(slope[0]), bias[0])])
+        plain.apply_gradients([(tf.constant(slope[0]), bias[1])])
+        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * (slope**2).mean(axis=1, keepdims=True)
+        value = value - 0.1 * mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-7 / np.sqrt(1 - 0.999**t))
+    np.testing.assert_allclose(kernel, value, rtol=1e-6)
+    np.testing.assert_allclose(*bias, rtol=1e-12)
+
+
+def test_what_is_not_known_is_refused_by_name():
+    with pytest.raises(ValueError, match="optimizer='rmsprop': choose"):
+        networks.mlp(4, 2, optimizer="rmsprop")
+    with pytest.raises(ValueError, match="network 'rnn' is not known; choose one of softmax, mlp, deeptype, cnn"):
+        networks.build("rnn", 4, 2)
