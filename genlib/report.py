@@ -256,8 +256,9 @@ def frontier_points(table, x, y, group="all"):
     Returns
     -------
     pandas.DataFrame
-        Columns as `Setting.words`, then family, baseline, attack, x, x_low, x_high, y, y_low, y_high, frontier, and for
-        the figure label and labeled: those on the frontier and the undefended ones. Rows as in `settings_table`.
+        Columns as `Setting.words`, then family, baseline, attack, defense, x, x_low, x_high, y, y_low, y_high,
+        frontier, and for the figure label and labeled: those on the frontier and the undefended ones. Rows as in
+        `settings_table`.
 
     Examples
     --------
@@ -269,6 +270,7 @@ def frontier_points(table, x, y, group="all"):
     for setting in settings(table):
         attack = best_attack(setting.rows, group)
         point = {**setting.words(), "family": setting.family, "baseline": setting.baseline, "attack": attack}
+        point["defense"] = setting.rows["defense"].iloc[0]
         worth = one(setting.rows, metric=x, group=group, set="held-out")
         risk = one(setting.rows, metric=y, group=group, attack=attack)
         for axis, row in (("x", worth), ("y", risk)):
