@@ -392,8 +392,9 @@ def statement(privacy, plan, panel=None, released=False):
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
         "training with any one patient or without gives models that are hard to tell apart. It covers the "
-        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, "
-        f"noise multiplier {sigma:.3f}, nominally {plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
+        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier "
+        f"{sigma:.3f}, nominally {plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy "
+        "loss distributions. The "
         f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
         "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
         "comparing patients with one another; the panel, published centroids and prevalence, the class list and the "
