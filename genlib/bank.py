@@ -514,6 +514,7 @@ class _Loss:
     smoothing: float  # taken into the targets
     mean: bool  # of a batch, or its sum
     stacks: bool  # gives each model of a bank what it would have alone
+    whole: K.losses.Loss  # with its own reduction
 
 
 def _loss_of(job):
@@ -534,7 +535,7 @@ def _loss_of(job):
     summed = copy.copy(found)
     summed.reduction = K.losses.Reduction.SUM if job.plan is None else K.losses.Reduction.NONE
     stacks = _loss_stacks(summed, integers, job.n_classes)
-    return _Loss(summed if stacks else found, integers, smoothing, mean and stacks, stacks)
+    return _Loss(summed if stacks else found, integers, smoothing, mean and stacks, stacks, found)
 
 
 def _loss_stacks(loss, integers, k):
@@ -639,6 +640,8 @@ def _describe(thing):
         return results.digest(np.asarray(thing))
     if isinstance(thing, functools.partial):
         return [_describe(one) for one in (thing.func, thing.args, thing.keywords)]
+    if inspect.isfunction(thing) and thing.__module__ and thing.__module__.startswith("tensorflow."):
+        return thing.__qualname__
     if inspect.isfunction(thing):
         cells = [cell.cell_contents for cell in thing.__closure__ or ()]
         named = [thing.__globals__.get(name) for name in _names(thing.__code__)]
@@ -1104,7 +1107,7 @@ def _take(job, size, kind):
         describe(job.model, strengths=job.form == "alone"), job.form, size,
         job.most if job.form == "span" else job.x.shape[1],
         kind.__name__, job.plan is not None and job.plan.same_mask, job.average > 0, strength, job.loss.integers,
-        K.backend.floatx(),
+        K.backend.floatx(), job.class_weight is None,
     )  # fmt: skip
     with _lock:
         bank = _pool[key].pop() if _pool.get(key) else _build(job, size, kind)
@@ -1132,8 +1135,10 @@ def _build(job, size, kind):
         model = clone(job.model, 0)
         optimizer = type(job.model.optimizer).from_config(job.model.optimizer.get_config())
         loss_weights = job.model.get_compile_config().get("loss_weights")
-        model.compile(optimizer, job.loss.function, loss_weights=loss_weights)
-        return layers.Alone(model)
+        # Keras gives weights a last axis, which a loss that looks at a whole batch may not expect.
+        weighted = job.class_weight is not None
+        model.compile(optimizer, job.loss.function if weighted else job.loss.whole, loss_weights=loss_weights)
+        return layers.Alone(model, weighted)
     width = job.x.shape[1]
     if job.form == "span":
         width = job.most + (_first(job.model).units if job.plan is None else 0)

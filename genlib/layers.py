@@ -206,7 +206,8 @@ class Steps:
 class Alone(Steps):
     """One ordinary compiled Keras model, which trains by its own `train_step`, in the place of a bank of one."""
 
-    def __init__(self, model):
+    def __init__(self, model, weighted):
+        self.weighted = weighted
         self.model, self.optimizer, self.loss, self.own = model, model.optimizer, model.loss, model.trainable_variables
         self.dropouts, self.traced = [layer for layer in model.layers if isinstance(layer, Dropout)], {}
 
@@ -215,7 +216,8 @@ class Alone(Steps):
         self.hand_out(step)
         for layer in self.dropouts:
             layer.mask = layer.mask[0]
-        self.model.train_step((mix(table, step["rows"], step["shares"])[0], step["targets"][0], step["weights"][0]))
+        data = mix(table, step["rows"], step["shares"]), step["targets"], step["weights"]
+        self.model.train_step(tuple(part[0] for part in (data if self.weighted else data[:2])))
 
     def read(self, x):
         """Answers (1, n, k)."""
