@@ -636,7 +636,9 @@ def _describe(thing):
         return [_describe(one) for one in thing]
     if isinstance(thing, dict):
         return {str(name): _describe(one) for name, one in thing.items()}
-    if isinstance(thing, (np.ndarray, np.generic, tf.Variable, tf.Tensor)):
+    if isinstance(thing, np.generic):
+        return thing.item()
+    if isinstance(thing, (np.ndarray, tf.Variable, tf.Tensor)):
         return results.digest(np.asarray(thing))
     if isinstance(thing, functools.partial):
         return [_describe(one) for one in (thing.func, thing.args, thing.keywords)]
@@ -1160,7 +1162,7 @@ def _build(job, size, kind):
 
 def _configure(job, bank):
     """Set the strengths of this job in a compiled bank."""
-    if isinstance(job.model.optimizer.get_config()["learning_rate"], float):
+    if isinstance(job.model.optimizer.get_config()["learning_rate"], (float, np.floating)):
         bank.optimizer.learning_rate.assign(job.model.optimizer.learning_rate)
     # Layers of the same model built twice have other names, but the same order.
     for given, held in zip(_working(job.model), _working(bank), strict=True):
