@@ -3,6 +3,7 @@
 A function here draws numbers that it is given; it computes none.
 """
 
+import itertools
 import pathlib
 
 import matplotlib.pyplot as plt
@@ -38,17 +39,26 @@ def style():
     plt.rcParams.update(STYLE)
 
 
+# Kinds of defenses look alike wherever they are drawn; notebook 04's features keep the first places, as in its figures.
+FIXED = {"05: other training": 2, "05: DP-SGD": 3, "05: hides only": 4}
+
+
 def look(names):
-    """Give every name its color, line style and marker; the same order gives the same look.
+    """Give every name its color, line style and marker: names in `FIXED` always the same, others by their order.
 
     Examples
     --------
     >>> look(["LumA", "LumB"])["LumB"]["marker"]
     's'
+    >>> [one["marker"] for one in look(["05: DP-SGD", "04: all genes"]).values()]
+    ['D', 'o']
     """
+    taken = {FIXED[name] for name in names if name in FIXED}
+    free = (i for i in itertools.count() if i % 8 not in taken)
+    places = {name: FIXED[name] if name in FIXED else next(free) for name in dict.fromkeys(names)}
     return {
         name: {"color": COLORS[i % 8], "linestyle": LINES[i % 8], "marker": MARKERS[i % 8]}
-        for i, name in enumerate(names)
+        for name, i in places.items()
     }
 
 
@@ -123,7 +133,7 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     rows : str
         Column that names the lines.
     hue : str, optional
-        Column that tells several marks on one line apart.
+        Column that tells marks apart, several on one line or one on each.
     xlabel : str
         With its unit.
     chance : float, optional
@@ -138,7 +148,9 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     """
     names = list(dict.fromkeys(table[rows]))
     hues = [None] if hue is None else list(dict.fromkeys(table[hue]))
-    figure, axes = plt.subplots(figsize=(5.6, 0.3 * len(names) * max(1, 0.6 * len(hues)) + 1.0))
+    apart = 0.22 if table[rows].duplicated().any() else 0.0
+    height = 0.3 * len(names) * (max(1, 0.6 * len(hues)) if apart else 1) + 1.0
+    figure, axes = plt.subplots(figsize=(5.6, height), layout="constrained")
     if chance is not None:
         axes.axvline(chance, color="0.6", lw=0.8)
         axes.annotate(
@@ -146,7 +158,7 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
         )
     for i, value in enumerate(hues):
         part = table if hue is None else table[table[hue] == value]
-        height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * 0.22
+        height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * apart
         one = look(hues)[value]
         spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
         axes.errorbar(
@@ -154,7 +166,7 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
         )
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
     if hue is not None:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # long names of rows leave no place beside
     return figure
 
 

@@ -1,5 +1,6 @@
 """The guarantee: how much noise a wanted epsilon needs, what it bounds, what it says in words, and its release."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -392,8 +393,9 @@ def statement(privacy, plan, panel=None, released=False):
     return (
         f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
         "training with any one patient or without gives models that are hard to tell apart. It covers the "
-        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, "
-        f"nominally {plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The "
+        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier "
+        f"{sigma:.3f}, nominally {plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy "
+        "loss distributions. The "
         f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
         "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
         "comparing patients with one another; the panel, published centroids and prevalence, the class list and the "
@@ -587,13 +589,15 @@ def tf_privacy_model(model, plan, seed, checked=True):
         K.optimizers.SGD.from_config(config),
         K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"),
     )
-    tf.random.set_seed(seed)  # the noise; TensorFlow's warning of a function that AutoGraph leaves alone is right
-    tf.get_logger().setLevel("ERROR")
+    tf.random.set_seed(seed)  # the noise
     return private
 
 
 def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
-    """Train one model after the other by TF-Privacy's own DP-SGD, full batches, and return what they say.
+    """Train one model for each row of `members` by TF-Privacy's own DP-SGD, full batches, and return what they say.
+
+    Two threads share the models, each with one `DPModel` that every model of its own starts anew: a new one would be
+    traced again. Its noise goes on where that of its former model ended, so a model depends on those before it.
 
     Parameters
     ----------
@@ -614,16 +618,43 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     ------
     ValueError
         As `tf_privacy_model`.
+
+    Examples
+    --------
+    >>> from genlib import networks
+    >>> x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    >>> members = np.arange(40) % 4 > np.array([[0], [1]])
+    >>> tf_privacy(networks.softmax(8, 2), x, np.arange(40) % 2, members, Privacy(3.0), n=20, epochs=2, seed=0).shape
+    (2, 40, 2)
     """
-    plan, logits = privacy.mechanism(n, epochs), []
-    for m, inside in enumerate(members):
-        private = tf_privacy_model(model, plan, int(np.random.SeedSequence([seed, m, 30]).generate_state(1)[0]) >> 1)
-        private.fit(
-            x[inside], labels[inside], batch_size=int(inside.sum()), epochs=plan.steps, shuffle=False, verbose=0
-        )
-        logits.append(private(x, training=False).numpy())
-        K.backend.clear_session()  # Keras keeps the graph of a finished model else
-    return np.stack(logits)
+    plan = privacy.mechanism(n, epochs)
+    seeds = [int(state) >> 1 for state in np.random.SeedSequence([seed, 30]).generate_state(2 + len(members))]
+    logits = np.empty((*members.shape, model.output_shape[-1]), np.float32)
+
+    def fit(private, m, steps):
+        # A batch that tells its size only as it comes: one trace serves all numbers of members.
+        everybody = tf.data.Dataset.from_tensor_slices((x[members[m]], labels[members[m]])).batch(len(labels))
+        private.fit(everybody.cache().repeat(steps), verbose=0)
+
+    def begin(seed):
+        private = tf_privacy_model(model, plan, seed)
+        private.optimizer.build(private.trainable_variables)
+        still = [variable.numpy() for variable in private.optimizer.variables]
+        fit(private, 0, 1)  # traced here, one thread after the other, since seeds of noise are taken then
+        return private, still
+
+    def work(turn, private, still):
+        for m in range(turn, len(members), 2):
+            private.set_weights(bank.clone(model, seeds[2 + m], masks=False).get_weights())
+            for variable, value in zip(private.optimizer.variables, still, strict=True):
+                variable.assign(value)
+            fit(private, m, plan.steps)
+            logits[m] = private(x, training=False)
+
+    begun = [begin(seed) for seed in seeds[: min(2, len(members))]]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2), *zip(*begun, strict=True)))
+    return logits
 
 
 def tf_privacy_norms(model, x, labels, clip_norm, seed):

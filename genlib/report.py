@@ -20,6 +20,7 @@ METRICS = {
 }
 HIDES = "hides only"  # how notebook 05 notes a defense that changes answers and leaves the model as it is
 ANSWERS = "answers only"
+APART_IN_04 = ["fault", "tf-privacy", "bank beside tf-privacy"]  # sets that are no settings: a fault, two trainers
 SAME_IN_04 = ["from notebook", "promise", "what is shared"]  # say nothing new where all settings are of notebook 04
 
 
@@ -173,7 +174,7 @@ def settings(table):
 
 def _trained(table):
     rows = select(table, notebook="04_dp_sgd")
-    rows = rows[rows["set"] != "fault"]
+    rows = rows[~rows["set"].isin(APART_IN_04)]
     for (features, epsilon), part in rows.groupby(["features", "epsilon"], dropna=False, sort=False):
         promise = "none" if np.isnan(epsilon) else f"epsilon {epsilon:g}"
         baseline = promise == "none" and features == "all genes"
@@ -256,8 +257,9 @@ def frontier_points(table, x, y, group="all"):
     Returns
     -------
     pandas.DataFrame
-        Columns as `Setting.words`, then family, baseline, attack, x, x_low, x_high, y, y_low, y_high, frontier, and for
-        the figure label and labeled: those on the frontier and the undefended ones. Rows as in `settings_table`.
+        Columns as `Setting.words`, then family, baseline, attack, defense, x, x_low, x_high, y, y_low, y_high,
+        frontier, and for the figure label and labeled: those on the frontier and the undefended ones. Rows as in
+        `settings_table`.
 
     Examples
     --------
@@ -269,6 +271,7 @@ def frontier_points(table, x, y, group="all"):
     for setting in settings(table):
         attack = best_attack(setting.rows, group)
         point = {**setting.words(), "family": setting.family, "baseline": setting.baseline, "attack": attack}
+        point["defense"] = setting.rows["defense"].iloc[0]
         worth = one(setting.rows, metric=x, group=group, set="held-out")
         risk = one(setting.rows, metric=y, group=group, attack=attack)
         for axis, row in (("x", worth), ("y", risk)):

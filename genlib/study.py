@@ -13,9 +13,11 @@ import pathlib
 import sys
 import time
 
+import nbformat
 import pandas as pd
 import papermill
 import yaml
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from genlib import cohorts, page, report, results, risk_card
 
@@ -234,9 +236,18 @@ def _run_one(notebook, chosen, run_folder, fingerprint):
         extra_arguments=["--IPKernelApp.log_level=CRITICAL", "--IPKernelApp.capture_fd_output=False"],
     )
     seconds = time.perf_counter() - start
+    _join_streams(partial)
     os.replace(partial, finished)
     results.save_json(mark, {"fingerprint": fingerprint})
     return seconds
+
+
+def _join_streams(path):
+    """One stream a cell, and of a progress bar what stood last: a kernel sends line by line what a cell prints."""
+    executed = nbformat.read(path, as_version=4)
+    joined, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(executed, {})
+    with results.atomic_path(path) as part:
+        nbformat.write(joined, part)
 
 
 def _note_time(run_folder, notebook, seconds):

@@ -196,11 +196,11 @@ CASES = {
         ), "span", {},
     ),
     "losses as they are": (
-        lambda: chain(L.Dense(5), optimizer=OPT.SGD(0.005), loss=LOSS.CategoricalHinge(reduction="none")), "span", {"m": 0},
+        lambda: chain(L.Dense(5), optimizer=OPT.SGD(0.005), loss=LOSS.CategoricalHinge("none")), "span", {"m": 0},
     ),
     "a function": (lambda: chain(L.Dense(5, "tanh"), L.LeakyReLU(0.2), loss=gone), "span", {"m": 1}),
     "a class that does not count": (
-        lambda: chain(L.Dense(5), loss=LOSS.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1)), "alone", {},
+        lambda: chain(L.Dense(5), loss=LOSS.SparseCategoricalCrossentropy(True, ignore_class=1)), "alone", {},
     ),
     "schedule": (
         lambda: chain(L.Dense(5, "relu"), optimizer=OPT.SGD(OPT.schedules.ExponentialDecay(0.05, 10, 0.9), 0.9)),
@@ -211,7 +211,7 @@ CASES = {
         lambda: networks.mlp(D, CLASSES, (6,), 0.4, optimizer="adam", learning_rate=0.003), "features", {},
     ),
     "Adam with all": (
-        lambda: chain(L.Dense(5, "gelu"), optimizer=OPT.Adam(0.01, 0.8, 0.99, 1e-3, amsgrad=True)), "features", {"m": 0},
+        lambda: chain(L.Dense(5, "gelu"), optimizer=OPT.Adam(0.01, 0.8, 0.99, 1e-3, True)), "features", {"m": 0},
     ),
     "lasso": (lambda: networks.softmax(D, CLASSES, l1=0.05, momentum=0.5), "features", {}),
     "group lasso": (lambda: networks.mlp(D, CLASSES, (6,), group=0.1), "features", {}),
@@ -444,7 +444,8 @@ def test_all_that_training_depends_on_has_a_key_of_its_own():
         key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True))),
         key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))),
         key_of(mlp(loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2))),
-        key_of(chain(L.Dense(6))), key_of(chain(L.Dense(6, use_bias=False))), key_of(chain(L.Dense(6, trainable=False))),
+        key_of(chain(L.Dense(6))), key_of(chain(L.Dense(6, use_bias=False))),
+        key_of(chain(L.Dense(6, trainable=False))),
         key_of(chain(L.Dense(6, kernel_initializer="he_normal"))), key_of(chain(L.Dense(6), loss_weights=0.5)),
         key_of(chain(L.Dense(6), L.Activation("relu", name="relu"))),
         key_of(chain(L.Dense(6), L.Activation("tanh", name="tanh"))),
