@@ -459,7 +459,8 @@ def shared_layer():
 
 UNCLIPPED = {
     r"\(Dropout\)": lambda: own(L.Dropout(0.2)), r"\(BatchNormalization\)": lambda: own(L.BatchNormalization()),
-    r"\(LayerNormalization\)": lambda: own(L.LayerNormalization()), r"\(GaussianNoise\)": lambda: own(L.GaussianNoise(1)),
+    r"\(LayerNormalization\)": lambda: own(L.LayerNormalization()),
+    r"\(GaussianNoise\)": lambda: own(L.GaussianNoise(1)),
     r"\(Reshape\)": lambda: own(L.Reshape((D, 1)), L.Conv1D(2, 3), L.Flatten()),
     r"\(Lambda\)": lambda: own(L.Lambda(lambda x: x)), r"\(Sequential\)": lambda: own(K.Sequential([L.Dense(4)])),
     "not one that is known to be deterministic": lambda: own(L.Dense(4, activation=tf.nn.relu6)),
