@@ -363,6 +363,10 @@ def _form(job):
 
 def _say_what_is_drawn(job):
     """Say so where a layer draws numbers of its own, which no seed here reaches."""
+    kinds = (K.layers.Lambda, K.__internal__.layers.BaseRandomLayer)
+    suspects = [layer for layer in job.model.layers if type(layer) is not K.layers.Dropout or layer.noise_shape]
+    if not any(isinstance(one, kinds) or layers.is_own(one) or layers.is_own(_activation(one)) for one in suspects):
+        return
     model = clone(job.model, 0)
     for layer in model.layers:
         if isinstance(layer, layers.Dropout):
@@ -371,9 +375,13 @@ def _say_what_is_drawn(job):
         first, again = (np.asarray(model(job.x[:2], training=True)) for _ in range(2))
     except RuntimeError:  # on a GPU TensorFlow wants a seed for such a layer
         tf.random.set_seed(_number(job.seed, 0))
-        first = again = None
-    if first is None or not np.array_equal(first, again, equal_nan=True):
+        first, again = 0, 1
+    if not np.array_equal(first, again, equal_nan=True):
         say("A layer of this model draws random numbers of its own: what it trains cannot be repeated")
+
+
+def _activation(layer):
+    return getattr(layer, "activation", None)
 
 
 def _why_alone(job):
@@ -636,7 +644,9 @@ def _describe(thing):
         return [_describe(one) for one in thing]
     if isinstance(thing, dict):
         return {str(name): _describe(one) for name, one in thing.items()}
-    if isinstance(thing, (np.ndarray, np.generic, tf.Variable, tf.Tensor)):
+    if isinstance(thing, np.generic):
+        return thing.item()
+    if isinstance(thing, (np.ndarray, tf.Variable, tf.Tensor)):
         return results.digest(np.asarray(thing))
     if isinstance(thing, functools.partial):
         return [_describe(one) for one in (thing.func, thing.args, thing.keywords)]
@@ -1160,7 +1170,7 @@ def _build(job, size, kind):
 
 def _configure(job, bank):
     """Set the strengths of this job in a compiled bank."""
-    if isinstance(job.model.optimizer.get_config()["learning_rate"], float):
+    if isinstance(job.model.optimizer.get_config()["learning_rate"], (float, np.floating)):
         bank.optimizer.learning_rate.assign(job.model.optimizer.learning_rate)
     # Layers of the same model built twice have other names, but the same order.
     for given, held in zip(_working(job.model), _working(bank), strict=True):
@@ -1392,7 +1402,7 @@ def _weights(bank, place, space, on_features):
 def _as_logits(model, answers):
     """Logarithms, where a model ends in softmax."""
     last = model.layers[-1] if model.layers else None
-    if isinstance(last, K.layers.Softmax) or getattr(last, "activation", None) is K.activations.softmax:
+    if isinstance(last, K.layers.Softmax) or _activation(last) is K.activations.softmax:
         return np.log(np.maximum(answers, np.finfo(answers.dtype).tiny))
     return answers
 

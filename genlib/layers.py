@@ -160,7 +160,7 @@ def mix(table, rows, shares):
 class Steps:
     """A training whose data holds the batches of all its steps, compiled as one function."""
 
-    compilable = True
+    compilable, begun = True, None
 
     def compiled(self, function, *data):
         """Call a method as one XLA function, traced once for each form of its data."""
@@ -188,9 +188,11 @@ class Steps:
         if not hasattr(self.optimizer, "build"):
             return  # of Keras' former kind, and new
         self.optimizer.build(self.own)
-        for value in self.optimizer.variables:
+        if self.begun is None:  # zeros, but for products and squares of some optimizers
+            self.begun = [value.numpy() for value in self.optimizer.variables]
+        for value, begun in zip(self.optimizer.variables, self.begun, strict=True):
             if "learning_rate" not in value.name:
-                value.assign(tf.zeros_like(value))
+                value.assign(begun)
         if self.optimizer.use_ema:
             for average, value in zip(self.optimizer._model_variables_moving_average, self.own, strict=True):
                 average.assign(value)

@@ -20,6 +20,7 @@ K = tf.keras
 L, R, C, OPT, LOSS = K.layers, K.regularizers, K.constraints, K.optimizers, K.losses
 N, D, CLASSES = 24, 40, 3
 TRAINING = {"epochs": 34, "batch_size": 5, "seed": 3}  # 102 steps of 4 patients, or of 3
+WIDE = np.random.default_rng(3).normal(size=(N, 150))
 LABELS = np.random.default_rng(0).integers(0, CLASSES, N)
 X = np.random.default_rng(1).normal(size=(N, D))
 SOFT = np.random.default_rng(2).dirichlet(np.ones(CLASSES), (3, N))
@@ -27,10 +28,14 @@ MEMBERS = np.zeros((3, N), bool)
 MEMBERS[0, :12], MEMBERS[1, 8:20], MEMBERS[2, 5:14] = True, True, True  # the last has fewer, so its steps are padded
 
 
-@pytest.fixture
-def double(monkeypatch):
-    """Numbers of 64 bits, and one thread: all models in one chunk."""
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """All models in one chunk: one network to compile."""
     monkeypatch.setattr(bank, "threads", lambda: 1)
+
+
+@pytest.fixture
+def double():
     K.backend.set_floatx("float64")
     yield
     K.backend.set_floatx("float32")
@@ -101,7 +106,7 @@ def starts_of(model):
 def agree(model, form, m=-1, tolerance=1e-11, train=reference, x=X, **options):
     """Train a bank, and hold logits, products and further weights of model m to plain Keras'."""
     options = TRAINING | {"start": starts_of(model)} | options
-    members = MEMBERS[1:] if form == "alone" else MEMBERS
+    members = MEMBERS[2:] if form == "alone" else MEMBERS
     job = bank._job(model, x, LABELS, members, **options)
     assert form in (job.form, None)
     m %= len(members)
@@ -145,7 +150,7 @@ def normalized():
     return model
 
 
-def gone(targets, answers):
+def squares(targets, answers):
     """A loss given as a function."""
     return tf.reduce_mean((targets - tf.nn.softmax(answers)) ** 2, -1)
 
@@ -167,109 +172,88 @@ class Later(K.losses.Loss):
         return tf.reduce_sum(weights * losses * (1 + late))
 
 
+WEIGHTS, BRIEF, ADAM = [1.0, 2.0, 0.5], {"epochs": 8}, {"optimizer": "adam", "learning_rate": 0.003}
 CASES = {
     # In the span of the members.
-    "residual": (residual, "span", {}),
-    "softmax": (lambda: networks.softmax(D, CLASSES, kernel_regularizer=R.L2(0.05)), "span", {"m": 0}),
-    "mlp, L2, dropout, smoothing": (
-        lambda: networks.mlp(
-            D, CLASSES, (6,), 0.5, kernel_regularizer=R.L2(0.01),
-            loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2),
-        ), "span", {},
-    ),
-    "mixup, class weights": (
-        lambda: networks.mlp(D, CLASSES, (6, 4), momentum=0.9), "span", {"mixup": 0.5, "class_weight": [1.0, 2.0, 0.5]},
-    ),
-    "soft targets": (
-        lambda: networks.mlp(D, CLASSES, (6,)), "span", {"targets": SOFT, "class_weight": [1.0, 2.0, 0.5], "m": 1},
-    ),
-    "probabilities": (
-        lambda: chain(
-            L.Dense(5, "relu", bias_initializer="ones"), last=L.Dense(CLASSES, "softmax"),
-            loss=LOSS.SparseCategoricalCrossentropy(),
-        ), "span", {},
-    ),
-    "sum of losses": (
-        lambda: chain(
-            L.Dense(5, "relu"), optimizer=OPT.SGD(0.005),
-            loss=LOSS.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
-        ), "span", {},
-    ),
-    "losses as they are": (
-        lambda: chain(L.Dense(5), optimizer=OPT.SGD(0.005), loss=LOSS.CategoricalHinge("none")), "span", {"m": 0},
-    ),
-    "a function": (lambda: chain(L.Dense(5, "tanh"), L.LeakyReLU(0.2), loss=gone), "span", {"m": 1}),
-    "a class that does not count": (
-        lambda: chain(L.Dense(5), loss=LOSS.SparseCategoricalCrossentropy(True, ignore_class=1)), "alone", {},
-    ),
-    "schedule": (
-        lambda: chain(L.Dense(5, "relu"), optimizer=OPT.SGD(OPT.schedules.ExponentialDecay(0.05, 10, 0.9), 0.9)),
-        "span", {"tolerance": 1e-4},
-    ),
+    "residual": ("span", {}, residual),
+    "softmax": ("span", {"m": 0}, lambda: networks.softmax(D, CLASSES, kernel_regularizer=R.L2(0.05))),
+    "mlp, L2, dropout, smoothing": ("span", {}, lambda: networks.mlp(
+        D, CLASSES, (6,), 0.5, kernel_regularizer=R.L2(0.01),
+        loss=LOSS.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2),
+    )),
+    "mixup, class weights": ("span", {"mixup": 0.5, "class_weight": WEIGHTS}, lambda: networks.mlp(
+        D, CLASSES, (6, 4), momentum=0.9
+    )),
+    "soft targets": ("span", {"targets": SOFT, "class_weight": WEIGHTS, "m": 1, **BRIEF}, lambda: networks.mlp(
+        D, CLASSES, (6,)
+    )),
+    "probabilities": ("span", BRIEF, lambda: chain(
+        L.Dense(5, "relu", bias_initializer="ones"), last=L.Dense(CLASSES, "softmax"),
+        loss=LOSS.SparseCategoricalCrossentropy(),
+    )),
+    "sum of losses": ("span", BRIEF, lambda: chain(
+        L.Dense(5, "relu"), optimizer=OPT.SGD(0.005),
+        loss=LOSS.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
+    )),
+    "losses as they are": ("span", {"m": 0, **BRIEF}, lambda: chain(
+        L.Dense(5), optimizer=OPT.SGD(0.005), loss=LOSS.CategoricalHinge(reduction="none")
+    )),
+    "a function": ("span", {"m": 1, **BRIEF}, lambda: chain(L.Dense(5, "tanh"), L.LeakyReLU(0.2), loss=squares)),
+    "schedule": ("span", {"tolerance": 1e-4, **BRIEF}, lambda: chain(  # Keras counts it in single precision
+        L.Dense(5, "relu"), optimizer=OPT.SGD(OPT.schedules.ExponentialDecay(0.05, 10, 0.9), 0.9)
+    )),
     # On features, side by side.
-    "Adam": (
-        lambda: networks.mlp(D, CLASSES, (6,), 0.4, optimizer="adam", learning_rate=0.003), "features", {},
-    ),
-    "Adam with all": (
-        lambda: chain(L.Dense(5, "gelu"), optimizer=OPT.Adam(0.01, 0.8, 0.99, 1e-3, True)), "features", {"m": 0},
-    ),
-    "lasso": (lambda: networks.softmax(D, CLASSES, l1=0.05, momentum=0.5), "features", {}),
-    "group lasso": (lambda: networks.mlp(D, CLASSES, (6,), group=0.1), "features", {}),
-    "group lasso, Adam": (
-        lambda: networks.mlp(D, CLASSES, (6,), 0.3, group=0.02, optimizer="adam", learning_rate=0.003), "features", {},
-    ),
-    "deeptype": (
-        lambda: networks.deeptype(D, CLASSES, (6, 4), optimizer="adam", learning_rate=0.01), "features", {"m": 1},
-    ),
-    "cnn": (
-        lambda: networks.cnn(150, CLASSES, (4,), kernel_regularizer=R.L2(0.01), learning_rate=0.01),
-        "features", {"x": np.random.default_rng(3).normal(size=(N, 150)), "epochs": 10},
-    ),
-    "regularizers and constraints": (
-        lambda: chain(
-            L.Dense(5, "relu", kernel_regularizer=R.L1(0.01), bias_regularizer=R.L1L2(0.01, 0.02)),
-            L.Dense(4, kernel_constraint="non_neg", bias_constraint="non_neg", kernel_initializer="ones"),
-            L.Dense(4, kernel_regularizer=R.L1L2(0.02, 0.01)),
-        ), "features", {},
-    ),
-    "frozen, few features": (
-        lambda: chain(L.Dense(5, "relu"), L.Dense(4, "relu", trainable=False), d=10), "features", {"x": X[:, :10]},
-    ),
+    "Adam": ("features", {}, lambda: networks.mlp(D, CLASSES, (6,), 0.4, **ADAM)),
+    "Adam with all": ("features", {"m": 0}, lambda: chain(
+        L.Dense(5, "gelu"), optimizer=OPT.Adam(0.01, 0.8, 0.99, 1e-3, amsgrad=True)
+    )),
+    "lasso": ("features", {}, lambda: networks.softmax(D, CLASSES, l1=0.05, momentum=0.5)),
+    "group lasso": ("features", {}, lambda: networks.mlp(D, CLASSES, (6,), group=0.1)),
+    "group lasso, Adam": ("features", {}, lambda: networks.mlp(D, CLASSES, (6,), 0.3, group=0.02, **ADAM)),
+    "cnn": ("features", {"x": WIDE, "epochs": 10}, lambda: networks.cnn(
+        150, CLASSES, (4,), kernel_regularizer=R.L2(0.01), learning_rate=0.01
+    )),
+    "regularizers and constraints": ("features", {}, lambda: chain(
+        L.Dense(5, "relu", kernel_regularizer=R.L1(0.01), bias_regularizer=R.L1L2(0.01, 0.02)),
+        L.Dense(4, kernel_constraint="non_neg", bias_constraint="non_neg", kernel_initializer="ones"),
+        L.Dense(4, kernel_regularizer=R.L1L2(0.02, 0.01)),
+    )),
+    "frozen, few features": ("features", {"x": X[:, :10], **BRIEF}, lambda: chain(
+        L.Dense(5, "relu"), L.Dense(4, "relu", trainable=False), d=10
+    )),
     # One at a time.
-    "normalized": (normalized, "alone", {}),
-    "clipped norms": (
-        lambda: chain(
-            L.Dense(5, "relu", activity_regularizer=R.L2(0.01)), L.Dropout(0.3),
-            optimizer=OPT.SGD(0.05, 0.9, clipnorm=0.5, weight_decay=0.1), loss_weights=0.5,
-        ), "alone", {"class_weight": [1.0, 2.0, 0.5]},
-    ),
-    "clipped values": (
-        lambda: chain(
-            L.Dense(5, "relu", kernel_constraint=C.MaxNorm(0.4)), loss=Later(),
-            optimizer=OPT.SGD(0.05, clipvalue=0.03, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=7),
-        ), "alone", {},
-    ),
-    "clipped together": (
-        lambda: chain(
-            L.Dense(5, kernel_regularizer=R.OrthogonalRegularizer(0.01)), optimizer=OPT.Adam(0.01, global_clipnorm=0.1),
-            loss=LOSS.CategoricalCrossentropy(from_logits=True, axis=1, label_smoothing=0.1),
-        ), "alone", {"mixup": 0.4},
-    ),
-    "a number type of its own": (lambda: chain(L.Dense(5, dtype="float32")), "alone", {"epochs": 5, "tolerance": 1e-5}),
-    "legacy": (lambda: chain(L.Dense(5, "relu"), optimizer=OPT.legacy.SGD(0.05, 0.9)), "alone", {"epochs": 10}),
+    "normalized": ("alone", {}, normalized),
+    "clipped norms": ("alone", {"class_weight": WEIGHTS}, lambda: chain(
+        L.Dense(5, "relu", activity_regularizer=R.L2(0.01)), L.Dropout(0.3), loss_weights=0.5,
+        optimizer=OPT.SGD(0.05, 0.9, clipnorm=0.5, weight_decay=0.1),
+    )),
+    "clipped values": ("alone", {}, lambda: chain(
+        L.Dense(5, "relu", kernel_constraint=C.MaxNorm(0.4)), loss=Later(),
+        optimizer=OPT.SGD(0.05, clipvalue=0.03, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=7),
+    )),
+    "clipped together": ("alone", {"mixup": 0.4, **BRIEF}, lambda: chain(
+        L.Dense(5, kernel_regularizer=R.OrthogonalRegularizer(0.01)), optimizer=OPT.Adam(0.01, global_clipnorm=0.1),
+        loss=LOSS.CategoricalCrossentropy(from_logits=True, axis=1, label_smoothing=0.1),
+    )),
+    "a class that does not count": ("alone", BRIEF, lambda: chain(
+        L.Dense(5), loss=LOSS.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1),
+        optimizer=OPT.Adagrad(0.05),
+    )),
+    "a number type of its own": ("alone", {"epochs": 5, "tolerance": 1e-5}, lambda: chain(L.Dense(5, dtype="float32"))),
+    "legacy": ("alone", BRIEF, lambda: chain(L.Dense(5, "relu"), optimizer=OPT.legacy.SGD(0.05, 0.9))),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_bank_is_plain_keras(name, double):
-    build, form, options = CASES[name]
+    form, options, build = CASES[name]
     agree(build(), form, **options)
 
 
 def test_every_argument_of_layer_optimizer_and_loss_is_changed_in_some_case():
     plain = [L.Dense(1), OPT.SGD(), OPT.Adam(), LOSS.SparseCategoricalCrossentropy(), LOSS.CategoricalCrossentropy()]
     changed = {type(one): set() for one in plain}
-    for build, *_ in CASES.values():
+    for *_, build in CASES.values():
         model = build()
         for one in plain:
             for other in [*model.layers, model.optimizer, model.loss]:
@@ -325,11 +309,11 @@ PARTS = {
 }  # fmt: skip
 OPTIMIZERS = {
     "SGD": lambda: OPT.SGD(0.02), "momentum": lambda: OPT.SGD(0.02, 0.8), "Adam": lambda: OPT.Adam(0.01),
-    "decay": lambda: OPT.SGD(0.02, weight_decay=0.1), "Nadam": lambda: OPT.Nadam(0.01),
+    "decay": lambda: OPT.SGD(0.02, weight_decay=0.1), "Adagrad": lambda: OPT.Adagrad(0.02),
 }  # fmt: skip
 
 
-@hypothesis.settings(max_examples=4, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=3, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(st.data())
 def test_whatever_network_is_drawn_the_bank_is_plain_keras(double, data):
     def draw(choices):
@@ -357,7 +341,7 @@ HOW = {
     "features": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, group=0.01, optimizer="adam"), {}),
     "private": (lambda: networks.mlp(D, CLASSES, (6,), 0.4, momentum=0.9), {"privacy": Privacy(3.0), "n": 12}),
     "lasso": (lambda: networks.softmax(D, CLASSES, l1=0.1), {}),
-    "alone": (normalized, {}),
+    "alone": (lambda: chain(L.Dense(5, "gelu"), L.BatchNormalization(), L.Dropout(0.3)), {}),
 }
 
 
@@ -542,10 +526,9 @@ def test_another_start_is_drawn_on_features_as_keras_does():
     assert not np.allclose(trained.inside[0], trained.inside[1])
 
 
-@pytest.mark.parametrize("batch_size", [4, None])
-def test_a_layer_that_draws_numbers_of_its_own_runs_and_is_said_not_to_be_repeatable(batch_size, capsys, monkeypatch):
+def test_a_layer_that_draws_numbers_of_its_own_runs_and_is_said_not_to_be_repeatable(capsys, monkeypatch):
     monkeypatch.setattr(bank, "_said", set())
-    options = {"epochs": 3, "batch_size": batch_size, "seed": 2, "progress": False}
+    options = {"epochs": 3, "batch_size": 4, "seed": 2, "progress": False}
     noisy = [
         bank.train(chain(L.Dense(5), L.GaussianNoise(1.0)), FLOAT, LABELS, MANY, **options).logits for _ in range(2)
     ]

@@ -61,12 +61,10 @@ def textbook(x, labels, model, plan, start, job, m):
     optimizer, decay = model.optimizer.get_config(), model.layers[0].kernel_regularizer.l2
     rate, momentum, last = optimizer["learning_rate"], optimizer["momentum"], round(job.average * plan.steps)
     rows, sizes = bank.draw_poisson(len(x), plan, bank.rng_of(job.seed, m, 14))
-    noise = plan.noise * bank.rng_of(job.seed, m, 16).standard_normal(
-        (plan.steps, (x.shape[1] + 1) * CLASSES), np.float32
-    )
+    noise = bank.rng_of(job.seed, m, 16).standard_normal((plan.steps, (x.shape[1] + 1) * CLASSES), np.float32)
     value, speed, total = np.concatenate([start[0], start[1][None]]), 0.0, 0.0
     for t in range(plan.steps):
-        drawn = np.split(noise[t].astype(float), [x.shape[1] * CLASSES])
+        drawn = np.split(plan.noise * noise[t].astype(float), [x.shape[1] * CLASSES])
         gradient = np.concatenate([part.reshape(-1, CLASSES) for part in drawn])
         for i in rows[t, : sizes[t]]:
             p = np.exp(np.r_[x[i], 1] @ value)
@@ -85,7 +83,8 @@ def test_a_run_on_features_is_the_textbook_step_by_step_and_number_by_number(rat
     monkeypatch.setattr(bank, "NOISE", 2 * 7 * 63)  # noise comes a part at a time, the last one shorter
     x, labels = X[:, :20], LABELS
     members = np.stack([np.arange(N) < 17, np.arange(N) >= 10])
-    model = networks.softmax(20, CLASSES, kernel_regularizer=R.L2(0.02), momentum=0.7, learning_rate=0.3)
+    # Keras takes a momentum in single precision, whatever the numbers: one that is exact there.
+    model = networks.softmax(20, CLASSES, kernel_regularizer=R.L2(0.02), momentum=0.75, learning_rate=0.3)
     model.optimizer.nesterov = nesterov
     plan, start = Mechanism(0.7, 1.3, rate, steps=30, divisor=20 * rate), starts_of(model)
     job = job_of(model, plan, members, x, start=start, average=0.4, class_weight=[0.5, 1.0, 4.0])
@@ -105,7 +104,7 @@ def network(**options):
 
 @pytest.mark.parametrize("rate, members", [(1.0, [HALF, ~HALF]), (0.3, [HALF, np.arange(N) % 3 == 0])])
 def test_without_noise_the_span_is_features_with_clipping_dropout_and_all_else(rate, members, double, monkeypatch):
-    model = network(momentum=0.7)
+    model = network(momentum=0.75)
     plan = Mechanism(0.2, 0.0, rate, steps=30, divisor=6.0)
     options = {"start": starts_of(model), "average": 0.4, "class_weight": [0.5, 1.0, 4.0]}
     job = job_of(model, plan, np.stack(members), **options)
@@ -174,7 +173,7 @@ def test_kernels_have_outside_of_the_span_what_a_run_on_features_gathers(variant
     axes = np.linalg.qr(X[HALF].T, mode="complete")[0][:, 12:]
     kept, gathered = bank.outside_span(model, plan, average)
     known = kept * options["start"][0] if given else 0
-    spread = gathered if given else np.hypot(gathered, kept * np.sqrt(2 / D))
+    spread = gathered if given else np.hypot(gathered, kept * np.sqrt(1 / D))
     outside = np.einsum("sdk,de->ske", kernels - known, axes).reshape(-1, 28) / spread
     # All 28 axes, those that the others see and those that nobody sees, are standard normal and independent.
     assert 1e-4 < chi2.cdf((outside**2).sum(), outside.size) < 1 - 1e-4
@@ -220,7 +219,7 @@ def test_where_others_hardly_leave_the_span_weights_give_the_logits_and_have_all
     kept, gathered = bank.outside_span(model, plan)
     outside = np.einsum("sdk,de->sek", found["weights_0"], np.linalg.qr(X[HALF].T, mode="complete")[0][:, 12:])
     assert outside.std() == pytest.approx(
-        np.hypot(gathered, kept * np.sqrt(2 / D)), rel=4.5 / np.sqrt(2 * outside.size)
+        np.hypot(gathered, kept * np.sqrt(1 / D)), rel=4.5 / np.sqrt(2 * outside.size)
     )
 
 
@@ -402,11 +401,11 @@ def test_without_a_promise_nothing_is_released_nor_with_noise_that_can_be_repeat
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_no_applied_gradient_is_longer_than_the_clip_norm(dropout):
     model = networks.mlp(D, CLASSES, (16,), dropout)
-    model.set_weights(starts_of(model, 5.0))
+    model.set_weights(starts_of(model, 1.0))
     x = np.stack([FLOAT[0] * np.float32(size) for size in (1, 1e25, 1e-30, np.inf, np.nan, 1e4)])
     with np.errstate(invalid="ignore"):
         norms = privacy.applied_norms(model, x, LABELS[:6], 0.1, seed=1)
-    assert np.isfinite(norms).all() and norms.max() <= 0.1 * (1 + 1e-5) and norms[0] > 0.09
+    assert np.isfinite(norms).all() and norms.max() <= 0.1 * (1 + 1e-5) and norms.max() > 0.099
 
 
 def test_norms_without_dropout_let_longer_gradients_through_here_and_in_tf_privacy():
