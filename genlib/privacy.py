@@ -480,7 +480,9 @@ def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
     Examples
     --------
     >>> from genlib import networks
-    >>> applied_norms(networks.softmax(4, 2), np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
+    >>> model = networks.softmax(4, 2)
+    >>> model.set_weights([np.zeros((4, 2)), np.zeros(2)])
+    >>> applied_norms(model, np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
     array([0.1], dtype=float32)
     """
     stacked = layers.stack(model, 1, x.shape[1], kind=layers.PrivateBank)
