@@ -16,24 +16,24 @@ Commands
   test              run the tests; further words go to pytest, as: ./run_all.sh test -k cohorts
   lab               open JupyterLab on the notebooks
   verify            run quick anew and compare every row of its results with outputs/reference
-  cost              measure times on this machine (notebook 08_cost), a quarter of an hour
-  sharp-edges       show faults and traps of the tools, each with a reproduction (notebook 10_sharp_edges), a minute
+  cost              measure times on this machine (notebook 11_cost), a quarter of an hour
+  sharp-edges       show faults and traps of the tools, each with a reproduction (notebook 12_sharp_edges), a minute
 
 Options of study
   --cohort NAME     tcga-brca (default), tcga-kipan, tcga-lgg, tcga-pancan (1.9 GB to fetch), simulated, a .csv, .tsv,
                     .parquet or .h5ad file of your own, or a cBioPortal study folder; several, separated by commas, are run one after the other or side by
-                    side, and then compared (notebook 09); so are several architectures and seeds
+                    side, and then compared (notebook 10); so are several networks and seeds
   --label COLUMN    the column of your file that holds the class of each patient
   --clinical FILE   with a matrix of genes x samples, as from UCSC Xena: the table that holds the label
   --panel NAME      pam50 (default), a GMT file of your own, or none: the published genes that some models are trained on
-  --architecture A  mlp (default), softmax, cnn or deeptype: the target model
+  --network A  mlp (default), softmax, cnn or deeptype: the target model
   --profile NAME    smoke: a small simulated cohort, about a minute
                     quick (default): real patients, at most 15 minutes on 2 processor cores
                     full: more models, for a GPU or a night
   --seed NUMBER     0 by default; the same seed gives the same results table on the same platform
   --sweep FILE      the same from a YAML file, where each cohort may have a label and a panel of its own
   --scheduler ADDR  a Dask scheduler: its workers take the runs of a sweep, one each; a single run stays on this machine
-  --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with architecture and seed where given
+  --run NAME        folder of results, outputs/NAME; by default COHORT-PROFILE, with network and seed where given
   --from NOTEBOOK   start at this notebook (02 or 02_target_model); what comes before must be finished
   --only NOTEBOOK   run this notebook alone, or these: 02,03
   --help            show this
@@ -62,7 +62,7 @@ if [ "$command" = study ]; then
     while [ $# -gt 0 ]; do
         case "$1" in
             --help | -h) usage; exit 0 ;;
-            --cohort | --label | --clinical | --panel | --architecture | --profile | --seed | --run | --from | --only | --sweep | --scheduler)
+            --cohort | --label | --clinical | --panel | --network | --profile | --seed | --run | --from | --only | --sweep | --scheduler)
                 [ $# -ge 2 ] || fail "option $1 needs a value (./run_all.sh --help)"
                 [ -n "$2" ] || fail "option $1 needs a value that is not empty (./run_all.sh --help)" ;;
             *) fail "unknown option '$1' (./run_all.sh --help)" ;;

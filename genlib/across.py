@@ -1,6 +1,6 @@
 """What holds over several cohorts: the results of several runs side by side, with a rule for many comparisons.
 
-Runs of the same cohort and architecture with other seeds look at the same patients, so they are averaged and count as
+Runs of the same cohort and network with other seeds look at the same patients, so they are averaged and count as
 one; their interval is not narrowed.
 """
 
@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from genlib import metrics, report, results
 
-WHERE = ["cohort", "architecture"]
+WHERE = ["cohort", "network"]
 TESTED = 0.05  # chance of any false statement among all comparisons of one table
 
 
@@ -29,7 +29,7 @@ def load(runs):
     Returns
     -------
     pandas.DataFrame
-        As `genlib.results.load`, with a column seed; every row has its cohort and architecture.
+        As `genlib.results.load`, with a column seed; every row has its cohort and network.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def load(runs):
     for run in map(pathlib.Path, runs):
         table = results.load(run)
         chosen = json.loads((run / "manifest.json").read_text())["run"]["parameters"]
-        table = table.assign(seed=chosen["seed"], architecture=chosen["architecture"])
+        table = table.assign(seed=chosen["seed"], network=chosen["network"])
         tables.append(table.assign(cohort=table["cohort"].iloc[0]))
     return pd.concat(tables, ignore_index=True)
 
@@ -76,7 +76,7 @@ def pooled(table, by):
 
 
 def risks(table):
-    """Say for every cohort and architecture what its undefended model is worth and gives away.
+    """Say for every cohort and network what its undefended model is worth and gives away.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def risks(table):
     Returns
     -------
     pandas.DataFrame
-        Columns cohort, architecture, metric, estimate, low, high.
+        Columns cohort, network, metric, estimate, low, high.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def risks(table):
     True
     """
     worth = report.select(table, notebook="02_target_model", set="held-out", group="all", metric="balanced accuracy")
-    attack = report.select(table, notebook="03_membership_attacks", attack="LiRA", group="all", threat_model="auditor")
+    attack = report.select(table, notebook="03_answers", attack="LiRA", group="all", threat_model="auditor")
     attack = attack[~attack["set"].fillna("").str.startswith("control")]
     attack = report.select(attack, metric=["AUC", "TPR at FPR 0.01"])
     return pooled(pd.concat([worth, attack]), [*WHERE, "metric"])
@@ -111,7 +111,7 @@ def exposures(table):
     Returns
     -------
     pandas.DataFrame
-        Columns cohort, architecture, class, patients, share (of the cohort), recall (held out), and estimate, low,
+        Columns cohort, network, class, patients, share (of the cohort), recall (held out), and estimate, low,
         high: the AUC within the class.
 
     Examples
@@ -120,7 +120,7 @@ def exposures(table):
     True
     """
     by = [*WHERE, "group"]
-    inside = report.select(table, notebook="03_membership_attacks", attack="LiRA", metric="AUC", threat_model="auditor")
+    inside = report.select(table, notebook="03_answers", attack="LiRA", metric="AUC", threat_model="auditor")
     inside = pooled(inside[(inside["group"] != "all") & (inside["set"].fillna("") == "")], by)
     sizes = report.select(table, notebook="01_cohort", metric="patients")
     sizes = sizes.drop_duplicates(by).set_index(by)["estimate"]
@@ -208,12 +208,12 @@ def effects(table):
     Parameters
     ----------
     table : pandas.DataFrame
-        From `load`, with rows of ``05_defenses``.
+        From `load`, with rows of ``06_defenses``.
 
     Returns
     -------
     pandas.DataFrame
-        One row a cohort, architecture and setting (with a remark where it hides only): estimate, low, high (change of
+        One row a cohort, network and setting (with a remark where it hides only): estimate, low, high (change of
         AUC), worth (change of balanced
         accuracy), p (Holm), and verdict: lowers, raises, or no difference.
 
@@ -222,7 +222,7 @@ def effects(table):
     >>> effects(pd.DataFrame(columns=[*results.COLUMNS, "seed"])).empty
     True
     """
-    rows = report.select(table, notebook="05_defenses", group="all")
+    rows = report.select(table, notebook="06_defenses", group="all")
     by = [*WHERE, "defense", "features"]
     area = pooled(report.select(rows, set="strongest", metric="AUC"), by).set_index(by)
     worth = pooled(report.select(rows, set="held-out", metric="balanced accuracy"), by).set_index(by)["estimate"]

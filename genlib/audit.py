@@ -30,7 +30,7 @@ def plant(features, labels, fixed, held_out, seed):
     Canaries are patients whose presence is as easy to see as can be: a guarantee has to hold for them too. A mislabeled
     patient pulls against everybody; a random profile lies in no class; an outlier is alone in a gene direction of its
     own, so that nothing but clipping bounds its pull. For the last one, label it as the public start of the models
-    names it (see notebook 06): its gradient is small until dropout hides what it rests on.
+    names it (see notebook 07): its gradient is small until dropout hides what it rests on.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """What training costs, measured: every measurement in a process of its own, so that none warms up another.
 
-Used by notebook ``08_cost`` alone. Patients here are random numbers; time does not depend on who they are.
+Used by notebook ``11_cost`` alone. Patients here are random numbers; time does not depend on who they are.
 """
 
 import json

@@ -620,7 +620,7 @@ def self_distill(model, x, labels, members, *, seed, n_parts=10, n_absent=4, **o
 
     References
     ----------
-    Tang et al.: "Mitigating membership inference attacks by self-distillation through a novel ensemble architecture",
+    Tang et al.: "Mitigating membership inference attacks by self-distillation through a novel ensemble network",
     USENIX Security 2022, algorithms 1 and 2 (there K = 25 and L = 10).
 
     Examples

@@ -21,7 +21,7 @@ def view(table, tolerance, group=EVERYBODY, defense=EVERY_DEFENSE):
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebooks 01, 04 and 05.
+        Results with rows of notebooks 01, 05 and 06.
     tolerance : float
         Largest share of all members that may be recognized, at 1 false accusation in 100.
     group : str

@@ -14,7 +14,7 @@ import pandas as pd
 from genlib import report, results
 
 FIGURES = {
-    "7a_trade_off": "What a model is worth (balanced accuracy, to the right) against what it gives away (AUC of the "
+    "8a_trade_off": "What a model is worth (balanced accuracy, to the right) against what it gives away (AUC of the "
     "best attack, upwards), one mark a defense with 95 % intervals; the best place is at the bottom right.",
     "3c_by_class": "Share of members that is found when 1 in 100 of all non-members is accused, for each class, by one "
     "threshold on the loss and by LiRA, with 95 % intervals.",
@@ -123,7 +123,7 @@ def sentences(table, tolerance):
     first = exposed.loc[exposed["estimate"].idxmax()] if len(exposed) else None
     decision = report.decision_table(table, tolerance, report.rarest_class(table))
     if decision.empty:
-        raise LookupError("no setting of notebooks 04 and 05 was measured")
+        raise LookupError("no setting of notebooks 05 and 06 was measured")
     return [
         f"A classifier that names {report.percent(accuracy)} of held-out patients right gives away "
         f"{report.percent(lira)} of its members to LiRA at 1 false accusation in 100, where one threshold on "
@@ -158,12 +158,12 @@ def _what_helps(decision, tolerance):
 
 
 def _attack(table, attack, **where):
-    rows = report.select(table, notebook="03_membership_attacks", threat_model=["auditor", "no shadow models"], set="")
+    rows = report.select(table, notebook="03_answers", threat_model=["auditor", "no shadow models"], set="")
     return report.one(rows, attack=attack, **where)
 
 
 def _exposed(table):
-    rows = report.select(table, notebook="03_membership_attacks", attack="LiRA", threat_model="auditor", set="")
+    rows = report.select(table, notebook="03_answers", attack="LiRA", threat_model="auditor", set="")
     return report.select(rows, metric="TPR at the global threshold, FPR 0.01").dropna(subset=["estimate"])
 
 
@@ -230,7 +230,7 @@ def _classes(table, _, __):
 def _decision(table, _, tolerance):
     rows = report.decision_table(table, tolerance, report.rarest_class(table))
     if rows.empty:
-        raise LookupError("no setting of notebooks 04 and 05 was measured")
+        raise LookupError("no setting of notebooks 05 and 06 was measured")
     words = (
         f"What may be released if at most {100 * tolerance:g} of 100 members may be recognized at 1 false accusation "
         "in 100 (upper end of the interval, best attack). A promise is the epsilon of its training; answers only: the "

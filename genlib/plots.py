@@ -39,7 +39,7 @@ def style():
     plt.rcParams.update(STYLE)
 
 
-# Kinds of defenses look alike wherever they are drawn; notebook 04's features keep the first places, as in its figures.
+# Kinds of defenses look alike wherever they are drawn; notebook 05's features keep the first places, as in its figures.
 FIXED = {"05: other training": 2, "05: DP-SGD": 3, "05: hides only": 4}
 
 

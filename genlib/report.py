@@ -18,10 +18,10 @@ METRICS = {
     "TPR at FPR 0.1": "found at 10 % FPR",
     "TPR at FPR 0.01": "found at 1 % FPR",
 }
-HIDES = "hides only"  # how notebook 05 notes a defense that changes answers and leaves the model as it is
+HIDES = "hides only"  # how notebook 06 notes a defense that changes answers and leaves the model as it is
 ANSWERS = "answers only"
 APART_IN_04 = ["fault", "tf-privacy", "bank beside tf-privacy"]  # sets that are no settings: a fault, two trainers
-SAME_IN_04 = ["from notebook", "promise", "what is shared"]  # say nothing new where all settings are of notebook 04
+SAME_IN_04 = ["from notebook", "promise", "what is shared"]  # say nothing new where all settings are of notebook 05
 
 
 def percent(row, digits=0):
@@ -119,7 +119,7 @@ class Setting:
     source : str
         Notebook that measured it: ``"04"`` or ``"05"``.
     family : str
-        What it is drawn with: the features of notebook 04, the kind of defense of notebook 05.
+        What it is drawn with: the features of notebook 05, the kind of defense of notebook 06.
     name : str
     promise : str
         ``"epsilon 4"``, or ``"none"``.
@@ -147,7 +147,7 @@ class Setting:
 
 
 def settings(table):
-    """List every setting with at least one attack against it: those of notebook 04, then those of notebook 05.
+    """List every setting with at least one attack against it: those of notebook 05, then those of notebook 06.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def settings(table):
     Raises
     ------
     ValueError
-        When no row of notebook 05 is noted as hiding only: such results would let a leaky model pass.
+        When no row of notebook 06 is noted as hiding only: such results would let a leaky model pass.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def settings(table):
 
 
 def _trained(table):
-    rows = select(table, notebook="04_dp_sgd")
+    rows = select(table, notebook="05_dp_sgd")
     rows = rows[~rows["set"].isin(APART_IN_04)]
     for (features, epsilon), part in rows.groupby(["features", "epsilon"], dropna=False, sort=False):
         promise = "none" if np.isnan(epsilon) else f"epsilon {epsilon:g}"
@@ -182,11 +182,11 @@ def _trained(table):
 
 
 def _defended(table):
-    rows = select(table, notebook="05_defenses", set=["held-out", "strongest"])
+    rows = select(table, notebook="06_defenses", set=["held-out", "strongest"])
     if len(rows) and not _hides(rows):
         raise ValueError(
-            f"no row of 05_defenses is noted '{HIDES}', so nothing tells defenses of the answers from defenses of the "
-            "model; these results are older than that note, run the notebook again (./run_all.sh --only 05_defenses)"
+            f"no row of 06_defenses is noted '{HIDES}', so nothing tells defenses of the answers from defenses of the "
+            "model; these results are older than that note, run the notebook again (./run_all.sh --only 06_defenses)"
         )
     for (defense, features), part in rows.groupby(["defense", "features"], sort=False):
         hides, strength = _hides(part), features.removeprefix("strength ")
@@ -247,7 +247,7 @@ def frontier_points(table, x, y, group="all"):
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebooks 04 and 05.
+        Results with rows of notebooks 05 and 06.
     x, y : str
         Metrics: a utility of held-out patients (more is better) and an attack's (less is better). For each setting the
         attack with the highest AUC over everybody counts, among those that were measured on the group.
@@ -292,12 +292,12 @@ def _beats(one, other):
 
 
 def baselines(table, rarest):
-    """Put the undefended trainings of notebooks 04 and 05 side by side: they differ in members, not in recipe.
+    """Put the undefended trainings of notebooks 05 and 06 side by side: they differ in members, not in recipe.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebooks 04 and 05.
+        Results with rows of notebooks 05 and 06.
     rarest : str
         Class whose recall is shown.
 
@@ -333,7 +333,7 @@ def exposure_table(table, group):
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebooks 04 and 05.
+        Results with rows of notebooks 05 and 06.
     group : str
         A class.
 
@@ -369,7 +369,7 @@ def decision_table(table, tolerance, rarest, metric="TPR at FPR 0.01"):
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebooks 04 and 05.
+        Results with rows of notebooks 05 and 06.
     tolerance : float
         Largest share of members that may be recognized.
     rarest : str
@@ -426,7 +426,7 @@ def by_setting(table, metric):
 
 
 def defenses_table(utility, risk, controls, seconds, group="all"):
-    """Put every setting of notebook 05 into one row: what it is worth, what the strongest attack finds, what it took.
+    """Put every setting of notebook 06 into one row: what it is worth, what the strongest attack finds, what it took.
 
     Parameters
     ----------
@@ -489,7 +489,7 @@ def settings_table(table):
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebook 04, 05, or both.
+        Results with rows of notebook 05, 06, or both.
 
     Returns
     -------
@@ -517,7 +517,7 @@ def settings_table(table):
 
 
 def summary(table):
-    """Say the answer of a run in a short table, for the end of ``run_all.sh``: the settings of notebook 04.
+    """Say the answer of a run in a short table, for the end of ``run_all.sh``: the settings of notebook 05.
 
     Parameters
     ----------
@@ -532,11 +532,11 @@ def summary(table):
     --------
     >>> from genlib.results import COLUMNS
     >>> summary(pd.DataFrame(columns=COLUMNS))
-    'No results of 04_dp_sgd yet; run it for the summary.'
+    'No results of 05_dp_sgd yet; run it for the summary.'
     """
-    trained = settings_table(select(table, notebook="04_dp_sgd"))
+    trained = settings_table(select(table, notebook="05_dp_sgd"))
     if trained.empty:
-        return "No results of 04_dp_sgd yet; run it for the summary."
+        return "No results of 05_dp_sgd yet; run it for the summary."
     head = "What a classifier is worth to held-out patients, and what the best of the attacks finds (95 % intervals):"
     return head + "\n" + trained.drop(columns=SAME_IN_04).to_string(index=False)
 
@@ -578,13 +578,13 @@ def readme(text, run_folder):
 
 def _answer(table, run_folder):
     held_out = select(table, notebook="02_target_model", set="held-out")
-    attacks = select(table, notebook="03_membership_attacks", threat_model=["auditor", "no shadow models"], set="")
+    attacks = select(table, notebook="03_answers", threat_model=["auditor", "no shadow models"], set="")
     lira, loss = (one(attacks, attack=a, group="all", metric="TPR at FPR 0.01") for a in ("LiRA", "loss threshold"))
     areas = [plain(one(attacks, attack=a, group="all", metric="AUC")) for a in ("LiRA", "loss threshold")]
     classes = select(attacks, attack="LiRA", metric="TPR at the global threshold, FPR 0.01")
     exposed = classes.loc[classes["estimate"].idxmax()]
     blind = one(attacks, attack="loss threshold", group=exposed["group"], metric=exposed["metric"])
-    trained = settings_table(select(table, notebook="04_dp_sgd"))
+    trained = settings_table(select(table, notebook="05_dp_sgd"))
     private = trained[trained["promise"] != "none"]
     # Epsilon 1, where many would call a promise strong, or what comes next to it.
     quoted = min(private["promise"], key=lambda promise: abs(np.log(float(promise.removeprefix("epsilon ")))))
@@ -592,8 +592,8 @@ def _answer(table, run_folder):
     on = [row["setting"].removesuffix(f": {quoted}") for row in strict]
     prices = ", ".join(f"{row['balanced accuracy']} on {name}" for name, row in zip(on, strict, strict=True))
     left = ", ".join(f"{row['attack AUC']} on {name}" for name, row in zip(on, strict, strict=True))
-    audited = select(table, notebook="06_audit", attack="audit, many runs").groupby("defense")["estimate"].max()
-    refuted = audited > select(table, notebook="06_audit")["epsilon"].max()
+    audited = select(table, notebook="07_audit", attack="audit, many runs").groupby("defense")["estimate"].max()
+    refuted = audited > select(table, notebook="07_audit")["epsilon"].max()
     faults = refuted.index.str.startswith("FAULT")
     text = (
         f"On {held_out['n_patients'].max()} patients ({table['cohort'].iloc[0]}), a deep classifier names the subtype "
@@ -611,7 +611,7 @@ def _answer(table, run_folder):
     )
     figures = {
         "Members found at 1 % false accusations, by class": "3c_by_class",
-        "Balanced accuracy against attack AUC for every setting": "7a_trade_off",
+        "Balanced accuracy against attack AUC for every setting": "8a_trade_off",
     }
     figure = "\n\n".join(f"![{words}]({run_folder}/figures/{name}.svg)" for words, name in figures.items())
     shown = trained.drop(columns=SAME_IN_04)
@@ -623,19 +623,19 @@ def _answer(table, run_folder):
 QUESTIONS = {
     "01_cohort": "Who are the patients, what does the data look like, how to put in another tumor type",
     "02_target_model": "How well does a deep subtype classifier do, and how far does it overfit",
-    "03_membership_attacks": "Who can be recognized, by which attack, in which subtype",
-    "04_dp_sgd": "What does DP-SGD buy and cost at each epsilon, on all genes and on a public panel",
-    "05_defenses": "What the other defenses buy and cost under the same attacks",
-    "06_audit": "Does the training really give the epsilon it claims, and would the audit notice if not",
-    "07_tradeoff": "The privacy-utility frontier, who pays, and what to release",
-    "08_cost": "What all this costs in time and memory, beside the alternatives",
-    "09_across_cohorts": "What holds over several tumor types",
-    "10_sharp_edges": "Where the tools go wrong without a word, each with a reproduction",
+    "03_answers": "Who can be recognized, by which attack, in which subtype",
+    "05_dp_sgd": "What does DP-SGD buy and cost at each epsilon, on all genes and on a public panel",
+    "06_defenses": "What the other defenses buy and cost under the same attacks",
+    "07_audit": "Does the training really give the epsilon it claims, and would the audit notice if not",
+    "08_tradeoff": "The privacy-utility frontier, who pays, and what to release",
+    "11_cost": "What all this costs in time and memory, beside the alternatives",
+    "10_across_cohorts": "What holds over several tumor types",
+    "12_sharp_edges": "Where the tools go wrong without a word, each with a reproduction",
 }
 COMMANDS = {
-    "08_cost": "`./run_all.sh cost`",
-    "09_across_cohorts": "`./run_all.sh --cohort A,B`",
-    "10_sharp_edges": "`./run_all.sh sharp-edges`",
+    "11_cost": "`./run_all.sh cost`",
+    "10_across_cohorts": "`./run_all.sh --cohort A,B`",
+    "12_sharp_edges": "`./run_all.sh sharp-edges`",
 }
 
 

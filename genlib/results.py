@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 COLUMNS = [
-    "notebook", "cohort", "features", "architecture", "defense", "epsilon", "threat_model", "attack", "set",
+    "notebook", "cohort", "features", "network", "defense", "epsilon", "threat_model", "attack", "set",
     "group", "metric", "estimate", "low", "high", "n_patients", "n_models", "false_positives",
     "false_positive_patients", "note",
 ]  # fmt: skip
@@ -207,7 +207,7 @@ def record(run_folder, notebook, table, **context):
     run_folder : path-like
         Folder of the run, ``outputs/RUN``.
     notebook : str
-        Name of the notebook, as ``"03_membership_attacks"``.
+        Name of the notebook, as ``"03_answers"``.
     table : pandas.DataFrame or list of pandas.DataFrame
         Rows with columns out of `COLUMNS`; what is missing there is left empty.
     **context

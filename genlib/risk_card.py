@@ -24,7 +24,7 @@ NOT_COVERED = [
 def write(run_folder, tolerance=0.03):
     """Write ``risk_card.md`` and ``risk_card.json`` for the model of a run that is worth most of those that may go out.
 
-    It is the setting of notebook 04 with a promise that passes the tolerance and has the highest balanced accuracy;
+    It is the setting of notebook 05 with a promise that passes the tolerance and has the highest balanced accuracy;
     where none passes, the undefended one, and the card says that it should not be released.
 
     Parameters
@@ -41,7 +41,7 @@ def write(run_folder, tolerance=0.03):
     Raises
     ------
     LookupError
-        When notebooks 01, 02 or 04 have not been run; names what is missing.
+        When notebooks 01, 02 or 05 have not been run; names what is missing.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def write(run_folder, tolerance=0.03):
     run_folder = pathlib.Path(run_folder)
     table = results.read(run_folder / "results.csv")
     manifest = json.loads((run_folder / "manifest.json").read_text())
-    for notebook in ("01_cohort", "04_dp_sgd"):
+    for notebook in ("01_cohort", "05_dp_sgd"):
         if report.select(table, notebook=notebook).empty:
             raise LookupError(f"no results of {notebook}; run it first (./run_all.sh --only {notebook})")
     made = card(table, manifest, tolerance)
@@ -67,11 +67,11 @@ def chosen(table, tolerance):
     --------
     >>> chosen(report.pd.DataFrame(columns=results.COLUMNS), 0.03)
     Traceback (most recent call last):
-    LookupError: no setting of notebook 04 was measured
+    LookupError: no setting of notebook 05 was measured
     """
-    trained = report.settings(report.select(table, notebook="04_dp_sgd"))
+    trained = report.settings(report.select(table, notebook="05_dp_sgd"))
     if not trained:
-        raise LookupError("no setting of notebook 04 was measured")
+        raise LookupError("no setting of notebook 05 was measured")
     passing = [one for one in trained if one.promise != "none" and _rate(one)["high"] <= tolerance]
     if passing:
         return max(passing, key=lambda one: _worth(one)["estimate"]), True
@@ -106,17 +106,17 @@ def card(table, manifest, tolerance):
     --------
     >>> card(report.pd.DataFrame(columns=results.COLUMNS), {}, 0.03)
     Traceback (most recent call last):
-    LookupError: no setting of notebook 04 was measured
+    LookupError: no setting of notebook 05 was measured
     """
     setting, passes = chosen(table, tolerance)
-    cohort, dp = manifest["cohort"], manifest["04_dp_sgd"]
+    cohort, dp = manifest["cohort"], manifest["05_dp_sgd"]
     sizes = report.select(table, notebook="01_cohort", metric="patients")
     sizes = {row["group"]: int(row["estimate"]) for _, row in sizes.iterrows()}
     promised = setting.promise != "none"
     return {
         "schema": SCHEMA,
         "model": {
-            "setting": setting.name, "architecture": str(setting.rows["architecture"].iloc[0]),
+            "setting": setting.name, "network": str(setting.rows["network"].iloc[0]),
             "members_about": int(dp["nominal members"]), "may_be_released": passes,
             "tolerance": {"members_found": tolerance, "false_positive_rate": 0.01},
         },

@@ -24,9 +24,9 @@ from genlib import cohorts, page, report, results, risk_card
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 # What is run by a command of its own, since it says nothing about a cohort's patients.
-APART = {"cost": "08_cost", "sharp-edges": "10_sharp_edges"}
-# 09_across_cohorts reads several runs.
-NOT_IN_STUDY = (*APART.values(), "09_across_cohorts")
+APART = {"cost": "11_cost", "sharp-edges": "12_sharp_edges"}
+# 10_across_cohorts reads several runs.
+NOT_IN_STUDY = (*APART.values(), "10_across_cohorts")
 
 
 class NotebookError(RuntimeError):
@@ -93,7 +93,7 @@ def _options(arguments):
     parser.add_argument("--label", help="column of your file that holds the class")
     parser.add_argument("--clinical", help="clinical table that goes with a matrix of genes x samples")
     parser.add_argument("--panel", help="published gene panel: pam50, FILE.gmt or FILE.gmt#SET; none to go without")
-    parser.add_argument("--architecture", help="one of the profile's targets")
+    parser.add_argument("--network", help="one of the profile's targets")
     parser.add_argument("--profile", default="quick", choices=["smoke", "quick", "full"])
     parser.add_argument("--seed", default="0", help="or several, separated by commas")
     parser.add_argument("--run", help="folder below outputs/")
@@ -126,12 +126,12 @@ def _chosen(options):
         chosen["cohort_options"] = {**chosen["cohort_options"], "clinical": clinical}
     if options.panel:
         chosen["panel"] = _panel(options.panel)
-    if options.architecture:
-        if options.architecture not in chosen["targets"]:
-            _fail(f"unknown architecture '{options.architecture}'; choose among {', '.join(chosen['targets'])}")
-        chosen["architecture"] = options.architecture
+    if options.network:
+        if options.network not in chosen["targets"]:
+            _fail(f"unknown network '{options.network}'; choose among {', '.join(chosen['targets'])}")
+        chosen["network"] = options.network
     stem = pathlib.Path(chosen["cohort"]).stem
-    other = "" if chosen["architecture"] == profile(options.profile)["architecture"] else f"-{chosen['architecture']}"
+    other = "" if chosen["network"] == profile(options.profile)["network"] else f"-{chosen['network']}"
     default = f"{stem}-{options.profile}{other}" + (f"-seed{options.seed}" if int(options.seed) else "")
     chosen |= {"seed": int(options.seed), "run_folder": f"../outputs/{options.run or default}"}
     return chosen
@@ -156,10 +156,10 @@ def folder_of(options):
 
 
 # Needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
-WITHOUT = {"cnn": ("04_dp_sgd", "07_tradeoff")}
+WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 
 
-def _selected(options, architecture):
+def _selected(options, network):
     def find(start):
         matches = [name for name in names() if name == start or name.startswith(f"{start}_")]
         if len(matches) != 1:
@@ -168,9 +168,9 @@ def _selected(options, architecture):
 
     if options.only:
         return [find(only) for only in options.only.split(",")]
-    left_out = WITHOUT.get(architecture, ())
+    left_out = WITHOUT.get(network, ())
     if left_out:
-        print(f"Left out: {', '.join(left_out)}; architecture '{architecture}' cannot be trained under an epsilon here")
+        print(f"Left out: {', '.join(left_out)}; network '{network}' cannot be trained under an epsilon here")
     wanted = names()[names().index(find(options.start)) :] if options.start else names()
     return [name for name in wanted if name not in left_out]
 
@@ -276,7 +276,7 @@ def run_apart(notebook, run_folder):
 
     Examples
     --------
-    >>> run_apart("10_sharp_edges", ROOT / "outputs" / "sharp-edges")  # doctest: +SKIP
+    >>> run_apart("12_sharp_edges", ROOT / "outputs" / "sharp-edges")  # doctest: +SKIP
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "finished" / f"{notebook}.json").unlink(missing_ok=True)
@@ -315,7 +315,7 @@ def execute(notebook, chosen, run_folder, fingerprint):
 
     Examples
     --------
-    >>> execute("08_cost", {}, pathlib.Path("outputs/cost"), "")  # doctest: +SKIP
+    >>> execute("11_cost", {}, pathlib.Path("outputs/cost"), "")  # doctest: +SKIP
     """
     try:
         seconds = _run_one(notebook, chosen, run_folder, fingerprint)
@@ -363,7 +363,7 @@ def run(options):
     >>> run(_options(["--profile", "smoke"]))  # doctest: +SKIP
     """
     chosen = _chosen(options)
-    selected = _selected(options, chosen["architecture"])
+    selected = _selected(options, chosen["network"])
     run_folder = folder_of(options)
     with _alone(run_folder):
         results.update_manifest(run_folder, "run", {"profile": options.profile, "parameters": chosen})

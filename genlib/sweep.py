@@ -1,4 +1,4 @@
-"""Many runs from one command: cohorts x architectures x seeds, several at a time, and then what holds over all of them.
+"""Many runs from one command: cohorts x networks x seeds, several at a time, and then what holds over all of them.
 
 The runs are tasks of Dask: of a local cluster that this command starts and ends, or of one whose scheduler is named.
 """
@@ -20,9 +20,9 @@ from genlib import results, study
 # What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
 CORES_A_RUN = 2
 MEMORY_A_RUN = 4e9  # bytes
-LISTS = ("cohort", "architecture", "seed")
+LISTS = ("cohort", "network", "seed")
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
-FILE_OPTIONS = ("cohort", "label", "clinical", "panel", "architecture", "profile", "seed", "only", "start")
+FILE_OPTIONS = ("cohort", "label", "clinical", "panel", "network", "profile", "seed", "only", "start")
 
 # A worker that was started before a file changed goes on with what it had loaded.
 _LOADED = results.code_digest()
@@ -51,7 +51,7 @@ def _values(options, name):
 
 
 def combinations(options):
-    """List the runs of a sweep: every cohort with every architecture and every seed.
+    """List the runs of a sweep: every cohort with every network and every seed.
 
     Parameters
     ----------
@@ -77,10 +77,10 @@ def combinations(options):
     """
     shared = _from_file(options) if options.sweep else _from_words(options)
     runs = []
-    for cohort, architecture, seed in itertools.product(*(shared.pop(name) for name in LISTS)):
+    for cohort, network, seed in itertools.product(*(shared.pop(name) for name in LISTS)):
         own = cohort if isinstance(cohort, dict) else {"cohort": cohort}
         words = {**vars(options), "run": None, "sweep": None, **shared, **own}
-        runs.append(type(options)(**{**words, "architecture": architecture, "seed": str(seed)}))
+        runs.append(type(options)(**{**words, "network": network, "seed": str(seed)}))
     folders = [study.folder_of(one) for one in runs]
     twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
     if twice:
@@ -117,8 +117,8 @@ def _from_file(options):
         raise SweepError(f"sweep file {path}: an entry of cohort lacks 'cohort', its name or file: {missing[0]}")
     here = [_located(one, path.parent) for one in cohorts]
     single = {name: value for name, value in asked.items() if name not in LISTS}
-    architectures, seeds = asked.get("architecture", options.architecture), asked.get("seed", options.seed)
-    return {"cohort": here, "architecture": _as_list(architectures), "seed": _as_list(seeds), **single}
+    networks, seeds = asked.get("network", options.network), asked.get("seed", options.seed)
+    return {"cohort": here, "network": _as_list(networks), "seed": _as_list(seeds), **single}
 
 
 def _as_list(value):
@@ -147,7 +147,7 @@ def side_by_side(n_runs):
 
 
 def run(options):
-    """Run a sweep, say how each run ended, and then run ``09_across_cohorts`` over those that are complete.
+    """Run a sweep, say how each run ended, and then run ``10_across_cohorts`` over those that are complete.
 
     Parameters
     ----------
@@ -329,23 +329,23 @@ def _ended(task, options):
     if not problem and not (folder / "results.csv").exists():
         problem = "it finished, but not in this folder; workers on other machines must share it"
     return {
-        "run": folder.name, "cohort": options.cohort, "architecture": options.architecture, "seed": options.seed,
+        "run": folder.name, "cohort": options.cohort, "network": options.network, "seed": options.seed,
         "finished": not problem, "outcome": problem or "finished",
     }  # fmt: skip
 
 
 def _across(folders, folder):
-    """Run ``09_across_cohorts`` over the runs that have what it reads."""
-    complete = [one for one in folders if (one / "parts" / "03_membership_attacks.csv").exists()]
+    """Run ``10_across_cohorts`` over the runs that have what it reads."""
+    complete = [one for one in folders if (one / "parts" / "03_answers.csv").exists()]
     if not complete:
-        print("09_across_cohorts is left out: no run has the results of 01 to 03.")
+        print("10_across_cohorts is left out: no run has the results of 01 to 03.")
         return
     runs = [os.path.relpath(one, study.NOTEBOOKS) for one in complete]
     chosen = {"runs": runs, "run_folder": os.path.relpath(folder, study.NOTEBOOKS)}
     read = [results.file_digest(one / "results.csv") for one in complete]
-    notebook = (study.NOTEBOOKS / "09_across_cohorts.ipynb").read_bytes()
-    print("09_across_cohorts", flush=True)
+    notebook = (study.NOTEBOOKS / "10_across_cohorts.ipynb").read_bytes()
+    print("10_across_cohorts", flush=True)
     results.update_manifest(folder, "environment", results.environment())
-    seconds = study.execute("09_across_cohorts", chosen, folder, results.digest(notebook, read, results.code_digest()))
+    seconds = study.execute("10_across_cohorts", chosen, folder, results.digest(notebook, read, results.code_digest()))
     print(f"      {'finished before, unchanged' if seconds is None else f'{seconds:.0f} s'}")
     print(f"\nWhat holds over the cohorts is in {os.path.relpath(folder)}")

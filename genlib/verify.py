@@ -10,7 +10,7 @@ from genlib import results, study
 
 REFERENCE = study.ROOT / "outputs" / "reference"
 NAMES = [
-    "notebook", "cohort", "features", "architecture", "defense", "epsilon", "threat_model", "attack", "set", "group",
+    "notebook", "cohort", "features", "network", "defense", "epsilon", "threat_model", "attack", "set", "group",
     "metric",
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ def made_up(tmp_path, name, seed=0, area=0.8):
     results.record(tmp_path, "01_cohort", first, cohort=name)
     rows = [{"metric": "balanced accuracy", "group": "all", "estimate": 0.7, "low": 0.6, "high": 0.8}]
     rows += [{"metric": "recall", "group": g, "estimate": v, "low": 0, "high": 1} for g, v in (("A", 0.9), ("B", 0.4))]
-    results.record(tmp_path, "02_target_model", pd.DataFrame(rows), cohort=name, architecture="mlp", set="held-out")
+    results.record(tmp_path, "02_target_model", pd.DataFrame(rows), cohort=name, network="mlp", set="held-out")
     rows = [
         {"metric": metric, "group": g, "set": s, "estimate": area, "low": area - 0.02, "high": area + 0.02}
         for (metric, g), s in [
@@ -38,8 +38,8 @@ def made_up(tmp_path, name, seed=0, area=0.8):
             "high": 0.6,
         }
     )
-    more = {"attack": "LiRA", "threat_model": "auditor", "architecture": "mlp"}
-    results.record(tmp_path, "03_membership_attacks", pd.DataFrame(rows), cohort=name, **more)
+    more = {"attack": "LiRA", "threat_model": "auditor", "network": "mlp"}
+    results.record(tmp_path, "03_answers", pd.DataFrame(rows), cohort=name, **more)
     rows = []
     for defense, strength, change in (
         ("none", "", 0),
@@ -61,8 +61,8 @@ def made_up(tmp_path, name, seed=0, area=0.8):
         rows.append(
             one | {"metric": "balanced accuracy", "set": "held-out", "estimate": 0.7 + change / 10, "low": 0, "high": 1}
         )
-    results.record(tmp_path, "05_defenses", pd.DataFrame(rows), cohort=name, architecture="mlp")
-    (tmp_path / "manifest.json").write_text(json.dumps({"run": {"parameters": {"seed": seed, "architecture": "mlp"}}}))
+    results.record(tmp_path, "06_defenses", pd.DataFrame(rows), cohort=name, network="mlp")
+    (tmp_path / "manifest.json").write_text(json.dumps({"run": {"parameters": {"seed": seed, "network": "mlp"}}}))
     return tmp_path
 
 
@@ -129,10 +129,10 @@ def test_without_a_difference_false_verdicts_stay_below_one_table_in_twenty():
         noise = rng.normal(0, 0.01, 21)
         for i, value in enumerate(0.7 + noise):
             one = {
-                "notebook": "05_defenses",
+                "notebook": "06_defenses",
                 "note": "",
                 "cohort": "a",
-                "architecture": "mlp",
+                "network": "mlp",
                 "group": "all",
                 "seed": 0,
             }

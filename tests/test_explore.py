@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from genlib import explore, report, results
 
 TABLE = results.read(pathlib.Path(__file__).parent.parent / "outputs" / "reference" / "results.csv")
-TABLE = TABLE[TABLE["notebook"].isin(["01_cohort", "04_dp_sgd", "05_defenses"])]
+TABLE = TABLE[TABLE["notebook"].isin(["01_cohort", "05_dp_sgd", "06_defenses"])]
 RAREST = report.rarest_class(TABLE)
 
 
@@ -70,7 +70,7 @@ def test_moving_a_widget_draws_anew(monkeypatch):
 def test_widgets_come_in_jupyterlab_only(monkeypatch, session):
     monkeypatch.delenv(explore.SESSION, raising=False)
     if session:
-        monkeypatch.setenv(explore.SESSION, "07_tradeoff.ipynb")
+        monkeypatch.setenv(explore.SESSION, "08_tradeoff.ipynb")
     shown = []
     monkeypatch.setattr(explore, "display", lambda *objects: shown.extend(objects))
     explore.show(TABLE, 0.03)

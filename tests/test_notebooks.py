@@ -131,7 +131,7 @@ class TestSmokeRun:
         table = results.load(smoke)
         settings = report.settings_table(table)["from notebook"].value_counts()
         assert settings["04"] == 2 * (1 + len(study.profile("smoke")["epsilons"]))
-        assert settings["05"] == json.loads((smoke / "manifest.json").read_text())["05_defenses"]["settings"]
+        assert settings["05"] == json.loads((smoke / "manifest.json").read_text())["06_defenses"]["settings"]
         assert len(report.summary(table).splitlines()) == 2 + settings["04"]
 
 
@@ -140,8 +140,8 @@ class TestSharpEdges:
     @pytest.fixture(scope="class")
     def edges(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("sharp-edges")
-        study.run_apart("10_sharp_edges", folder)
-        assert (folder / "html" / "10_sharp_edges.html").exists()
+        study.run_apart("12_sharp_edges", folder)
+        assert (folder / "html" / "12_sharp_edges.html").exists()
         return pd.read_csv(folder / "sharp_edges.csv").set_index(["edge", "row"])["value"]
 
     def test_each_fault_is_there_and_each_way_around_is_not_at_fault(self, edges):

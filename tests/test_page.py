@@ -161,7 +161,7 @@ class TestInABrowser:
         scroll, inner, narrowest, count = map(int, seen.groups())
         assert scroll <= inner <= width and narrowest > 0 and count == len(page.FIGURES)
 
-    @pytest.mark.parametrize("name", ["04_dp_sgd", "05_defenses"])
+    @pytest.mark.parametrize("name", ["05_dp_sgd", "06_defenses"])
     def test_notebooks_with_wide_tables_fit_a_phone(self, tmp_path, name):
         script = "<script>onload = () => { parent.document.title = document.documentElement.scrollWidth; };</script>"
         text = (REFERENCE / "html" / f"{name}.html").read_text()

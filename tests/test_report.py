@@ -38,12 +38,12 @@ def rows(where, worth, aucs, tpr_high=0.2, recall=0.5):
 
 
 def of_04(features, epsilon, *measured, **more):
-    return rows({"notebook": "04_dp_sgd", "features": features, "epsilon": epsilon}, *measured, **more)
+    return rows({"notebook": "05_dp_sgd", "features": features, "epsilon": epsilon}, *measured, **more)
 
 
 def of_05(defense, strength, worth, auc, note="", **more):
     where = {
-        "notebook": "05_defenses",
+        "notebook": "06_defenses",
         "defense": defense,
         "features": strength and f"strength {strength}",
         "note": note,
@@ -69,7 +69,7 @@ def both(table):
     made += of_05("DP-SGD", "epsilon 4", 0.6, 0.55, tpr_high=0.1)
     made += of_05("class only", "", 0.69, 0.51, note="hides only", tpr_high=0.1)
     made += of_05("rounding", "1 decimals", 0.68, 0.6, note="hides only", tpr_high=0.2)
-    return pd.concat([table, pd.DataFrame(made, columns=COLUMNS)])  # as notebook 07 does it, with repeated index
+    return pd.concat([table, pd.DataFrame(made, columns=COLUMNS)])  # as notebook 08 does it, with repeated index
 
 
 def on_frontier(points):
@@ -90,7 +90,7 @@ def test_every_setting_says_where_it_comes_from_what_it_promises_and_what_is_sha
 
 
 def test_the_planted_fault_and_the_control_are_no_settings(both):
-    fault = {"notebook": "04_dp_sgd", "features": "all genes", "epsilon": 1.0, "set": "fault", "metric": "AUC"}
+    fault = {"notebook": "05_dp_sgd", "features": "all genes", "epsilon": 1.0, "set": "fault", "metric": "AUC"}
     both = pd.concat([both, pd.DataFrame([fault], columns=COLUMNS)])
     assert len(report.settings(both)) == 8
     assert not any((one.rows["set"] == "control").any() for one in report.settings(both))
@@ -196,8 +196,8 @@ def test_the_most_useful_setting_comes_first(table):
 
 
 def test_the_undefended_trainings_stand_side_by_side_with_their_members(both):
-    both.loc[both["notebook"] == "04_dp_sgd", "n_patients"] = 100
-    both.loc[both["notebook"] == "05_defenses", "n_patients"] = 81
+    both.loc[both["notebook"] == "05_dp_sgd", "n_patients"] = 100
+    both.loc[both["notebook"] == "06_defenses", "n_patients"] = 81
     found = report.baselines(both, "C")
     assert found["from notebook"].tolist() == ["04", "05"]
     assert found["members of a model, about"].tolist() == [50, 40]
@@ -236,7 +236,7 @@ def test_the_readme_says_what_the_reference_run_found(monkeypatch):
 def test_the_order_of_the_decision_table_does_not_hang_on_the_order_of_the_results():
     # Masked answers are worth the same; an unstable sort of so many ties differs between processors.
     table = results.read(ROOT / "outputs" / "reference" / "results.csv")
-    masked = report.select(table, notebook="05_defenses", defense="class only")
+    masked = report.select(table, notebook="06_defenses", defense="class only")
     table = pd.concat([table, *(masked.assign(defense=f"class only {i}") for i in range(20))], ignore_index=True)
     rarest = report.rarest_class(table)
     found = report.decision_table(table, 0.03, rarest)

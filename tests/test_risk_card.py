@@ -16,7 +16,7 @@ TABLE = results.read(REFERENCE / "results.csv")
 def run(tmp_path):
     shutil.copy(REFERENCE / "results.csv", tmp_path)
     manifest = json.loads((REFERENCE / "manifest.json").read_text())
-    dp = manifest["04_dp_sgd"]
+    dp = manifest["05_dp_sgd"]
     dp["statements"] = {name: f"words on {name}" for name in dp["noise multipliers"]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
@@ -25,7 +25,7 @@ def run(tmp_path):
 def test_the_card_is_of_the_most_useful_model_with_a_promise_that_passes(run):
     made = risk_card.write(run)
     assert made == json.loads((run / "risk_card.json").read_text())
-    decision = report.decision_table(report.select(TABLE, notebook="04_dp_sgd"), 0.03, report.rarest_class(TABLE))
+    decision = report.decision_table(report.select(TABLE, notebook="05_dp_sgd"), 0.03, report.rarest_class(TABLE))
     passing = decision[(decision["passes"] == "yes") & (decision["promise"] != "none")]
     assert made["model"]["setting"] == passing["setting"].iloc[0] and made["model"]["may_be_released"]
     assert f"epsilon {made['guarantee']['epsilon']:g}" == passing["promise"].iloc[0]
@@ -50,6 +50,6 @@ def test_where_nothing_passes_the_card_says_so_of_the_undefended_model(run):
 
 def test_without_notebook_04_there_is_no_card(run):
     report.select(TABLE, notebook=["01_cohort", "02_target_model"]).to_csv(run / "results.csv", index=False)
-    with pytest.raises(LookupError, match="no results of 04_dp_sgd; run it first"):
+    with pytest.raises(LookupError, match="no results of 05_dp_sgd; run it first"):
         risk_card.write(run)
     assert not (run / "risk_card.md").exists()

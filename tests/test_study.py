@@ -63,12 +63,12 @@ def wait_for(process, run, pattern):
 def test_a_run_killed_at_any_point_completes_and_equals_an_undisturbed_one(runs, smoke):
     killed, words = runs[0], ("--only", "01,02,03")
     # In the first notebook; among the models of a bank; in a notebook that reads what others made.
-    for event in ("01_cohort.partial.ipynb", "cache/*.npz", "03_membership_attacks.partial.ipynb"):
+    for event in ("01_cohort.partial.ipynb", "cache/*.npz", "03_answers.partial.ipynb"):
         process = start(killed, *words)
         wait_for(process, killed, event)
         kill_group(process)
     assert "finished before, unchanged" in finish(killed, *words)
-    for notebook in ("01_cohort", "02_target_model", "03_membership_attacks"):
+    for notebook in ("01_cohort", "02_target_model", "03_answers"):
         part = f"parts/{notebook}.csv"
         assert (folder(killed) / part).read_bytes() == (smoke / part).read_bytes()
     assert not list(folder(killed).glob("*.partial.ipynb"))
@@ -83,21 +83,21 @@ def test_another_seed_gives_other_numbers(runs, smoke):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture, notebooks", [("softmax", "03"), ("cnn", "05"), ("deeptype", "02,03,05")])
-def test_every_architecture_has_its_own_road_through_the_notebooks(runs, architecture, notebooks):
-    finish(runs[0], "--architecture", architecture, "--only", notebooks)
-    assert set(results.load(folder(runs[0]))["architecture"]) == {architecture}
+@pytest.mark.parametrize("network, notebooks", [("softmax", "03"), ("cnn", "05"), ("deeptype", "02,03,05")])
+def test_every_architecture_has_its_own_road_through_the_notebooks(runs, network, notebooks):
+    finish(runs[0], "--network", network, "--only", notebooks)
+    assert set(results.load(folder(runs[0]))["network"]) == {network}
     assert len(set(results.load(folder(runs[0]))["notebook"])) == len(notebooks.split(","))
     assert (folder(runs[0]) / "figures" / "2e_representation.svg").exists() == ("02" in notebooks)
 
 
 def test_an_architecture_without_an_epsilon_leaves_those_notebooks_out(capsys):
-    options = study._options(["--profile", "smoke", "--architecture", "cnn"])
-    assert "04_dp_sgd" not in study._selected(options, "cnn")
+    options = study._options(["--profile", "smoke", "--network", "cnn"])
+    assert "05_dp_sgd" not in study._selected(options, "cnn")
     assert "cannot be trained under an epsilon" in capsys.readouterr().out
     assert study._chosen(options)["run_folder"] == "../outputs/simulated-smoke-cnn"
     with pytest.raises(SystemExit):
-        study._chosen(study._options(["--architecture", "forest"]))
+        study._chosen(study._options(["--network", "forest"]))
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_the_worked_example_of_the_readme_runs_from_the_first_notebook_to_the_la
     assert set(results.load(folder(runs[0]))["notebook"]) == set(study.names())
     assert {"papillary", "follicular"} <= set(found["group"])
     # A panel goes by its own name, not by where its file lies.
-    private = results.load(folder(runs[0]), "04_dp_sgd")["features"]
+    private = results.load(folder(runs[0]), "05_dp_sgd")["features"]
     assert {"all genes", "thyroid"} <= set(private) and not private.str.contains("gmt").any()
     assert path.read_bytes() == before
     assert "secret-" not in (folder(runs[0]) / "02_target_model.ipynb").read_text()

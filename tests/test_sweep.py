@@ -19,11 +19,11 @@ def options(*words):
 
 
 def combos(*words):
-    return [(one.cohort, one.architecture, one.seed) for one in sweep.combinations(options(*words))]
+    return [(one.cohort, one.network, one.seed) for one in sweep.combinations(options(*words))]
 
 
 def test_every_cohort_meets_every_architecture_and_every_seed():
-    found = combos("--cohort", "tcga-brca,tcga-lgg", "--architecture", "mlp,cnn", "--seed", "0,3")
+    found = combos("--cohort", "tcga-brca,tcga-lgg", "--network", "mlp,cnn", "--seed", "0,3")
     assert len(found) == len(set(found)) == 8
     assert ("tcga-lgg", "cnn", "3") in found
     assert combos("--seed", "1,2") == [(None, None, "1"), (None, None, "2")]
@@ -116,7 +116,7 @@ def test_a_failed_run_is_named_at_the_end_and_does_not_stop_the_others(a_sweep):
     assert "1 of 40 columns reach more than 40" in said.stderr
     table = pd.read_csv(study.ROOT / "outputs" / run / "sweep.csv").set_index("run")["finished"]
     assert table.sort_index(ascending=False).tolist() == [True, False]
-    found = results.load(study.ROOT / "outputs" / run, "09_across_cohorts")
+    found = results.load(study.ROOT / "outputs" / run, "10_across_cohorts")
     assert len(found) == 4
 
 

@@ -18,7 +18,7 @@ def test_the_reference_is_equal_to_itself_in_any_order(same_platform):
 
 def changed(column, value, row=0):
     table = REFERENCE.copy()
-    rows = table.index[(table["metric"] == "AUC") & (table["notebook"] == "05_defenses")]
+    rows = table.index[(table["metric"] == "AUC") & (table["notebook"] == "06_defenses")]
     table.loc[rows[row], column] = value
     return table, table.loc[rows[row]]
 
