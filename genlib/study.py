@@ -19,7 +19,7 @@ import papermill
 import yaml
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from genlib import cohorts, page, report, results, risk_card
+from genlib import cohorts, report, results
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -285,9 +285,9 @@ def run_apart(notebook, run_folder):
     print(f"{notebook}: some minutes", flush=True)
     execute(notebook, chosen, run_folder, "")
     if (run_folder / "results.csv").exists():
-        page.write(run_folder)  # a run's page lists it with the others
+        report.write(run_folder)  # a run's page lists it with the others
     else:
-        page.notebooks(run_folder)
+        report.pages(run_folder)
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(run_folder)}")
 
 
@@ -379,13 +379,8 @@ def run(options):
 
 def _reports(run_folder):
     """Write the report page and the risk card, and say what they lack."""
-    lacking = page.write(run_folder)
-    if lacking:
-        print(f"\nindex.html lacks {', '.join(lacking)}: not all notebooks were run")
-    try:
-        risk_card.write(run_folder)
-    except (LookupError, KeyError) as error:
-        print(f"\nNo risk card: {error.args[0]}")
+    for lacking in report.write(run_folder):
+        print(f"\n{lacking}")
 
 
 def _run_selected(selected, chosen, run_folder):
