@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from genlib import metrics
 
@@ -660,6 +662,43 @@ def _git_commit():
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+class _Words(yaml.SafeLoader):
+    """YAML's words as version 1.2 has them, in which ``no`` is text; 010, which keeps its zero, is text as well."""
+
+    yaml_implicit_resolvers = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?=\.?[0-9])(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    _Words.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def read_yaml(path):
+    """Read a YAML file of options as it is meant: 1e-5 is a number, no is a word, 01 keeps its zero.
+
+    Raises
+    ------
+    ValueError
+        When the file is no YAML; says where.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.yaml"
+    >>> _ = path.write_text("delta: 1e-5\\nonly: 01\\nclass: no")
+    >>> read_yaml(path)
+    {'delta': 1e-05, 'only': '01', 'class': 'no'}
+    """
+    try:
+        return yaml.load(pathlib.Path(path).read_text(), _Words)  # a SafeLoader
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def update_manifest(run_folder, section, value):

@@ -127,11 +127,14 @@ def _chosen(options):
     if options.panel:
         chosen["panel"] = _panel(options.panel)
     if options.network:
-        if options.network not in chosen["targets"]:
-            _fail(f"unknown network '{options.network}'; choose among {', '.join(chosen['targets'])}")
-        chosen["network"] = options.network
+        file, colon, function = options.network.rpartition(":")
+        if not colon and options.network not in chosen["networks"]:
+            _fail(f"unknown network '{options.network}'; choose {', '.join(chosen['networks'])}, or FILE.py:FUNCTION")
+        chosen["network"] = os.path.relpath(file, NOTEBOOKS) + colon + function if colon else options.network
     stem = pathlib.Path(chosen["cohort"]).stem
-    other = "" if chosen["network"] == profile(options.profile)["network"] else f"-{chosen['network']}"
+    other = (
+        "" if chosen["network"] == profile(options.profile)["network"] else f"-{chosen['network'].rpartition(':')[2]}"
+    )
     default = f"{stem}-{options.profile}{other}" + (f"-seed{options.seed}" if int(options.seed) else "")
     chosen |= {"seed": int(options.seed), "run_folder": f"../outputs/{options.run or default}"}
     return chosen
