@@ -144,7 +144,7 @@ def settings_table(table, group="all"):
     return pd.DataFrame(rows).fillna("")
 
 
-def decision_table(table, tolerance=0.03, floor=0.0):
+def decision_table(table, tolerance=0.03, floor=0.5):
     """Say in words of every setting whether its answers and its model may be shared; see `genlib.results.decisions`.
 
     Examples
@@ -199,7 +199,7 @@ def class_table(table):
     return pd.DataFrame(rows)
 
 
-def answer(table, tolerance=0.03, floor=0.0):
+def answer(table, tolerance=0.03, floor=0.5):
     """Answer the study's question in a few sentences: how useful, how leaky, for whom, and what may be shared.
 
     Parameters
@@ -261,7 +261,7 @@ def _what_passes(decided, tolerance):
     return said
 
 
-def summary(table, tolerance=0.03):
+def summary(table):
     """Say the answer of a run in a few lines, for the end of the command.
 
     Examples
@@ -270,7 +270,7 @@ def summary(table, tolerance=0.03):
     'No answer yet: it needs notebooks 01 to 06.'
     """
     try:
-        return "\n".join(answer(table, tolerance))
+        return "\n".join(answer(table))
     except LookupError:
         return "No answer yet: it needs notebooks 01 to 06."
 
@@ -302,7 +302,7 @@ def card(table, manifest):
     LookupError: a card needs the results of notebooks 01 and 05; run them first ...
     """
     chosen = manifest.get("run", {}).get("parameters", {})
-    tolerance, floor = chosen.get("tolerance", 0.03), chosen.get("floor", 0.0)
+    tolerance, floor = chosen.get("tolerance", 0.03), chosen.get("floor", 0.5)
     decided = results.select(results.decisions(table, tolerance, floor), shared="model", notebook="05_dp_sgd")
     if decided.empty or class_sizes(table).empty:
         raise LookupError("a card needs the results of notebooks 01 and 05; run them first (./run_all.sh --only 01,05)")

@@ -536,7 +536,7 @@ def verdict(risk, tolerance):
     return "cannot be told", f"{least['group']}: cannot be told with {least['n_patients']} patients"
 
 
-def decisions(table, tolerance=0.03, floor=0.0):
+def decisions(table, tolerance=0.03, floor=0.5):
     """Say of every setting whether its answers and whether its model may be shared, and why.
 
     Answers are judged by the attacks on answers, a model by the attacks on answers and on weights together; a defense
