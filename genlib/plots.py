@@ -161,9 +161,8 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     figure, axes = plt.subplots(figsize=(5.6, height), layout="constrained")
     if chance is not None:
         axes.axvline(chance, color="0.6", lw=0.8)
-        axes.annotate(
-            "chance", (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom"
-        )
+        words = "chance" if chance else "none"
+        axes.annotate(words, (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom")
     for i, value in enumerate(hues):
         part = table if hue is None else table[table[hue] == value]
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * apart
@@ -302,7 +301,7 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
     for words, level in (("chance", chance), ("tolerance", tolerance)):
         if level is not None:
             axes.axhline(level, color="0.6", lw=0.8, ls="-" if words == "chance" else "--")
-            axes.annotate(words, (0, level), xycoords=("axes fraction", "data"), color="0.4", va="bottom")
+            axes.annotate(words, (1, level), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
     looks = look(points["defense"])
     for name, part in points.groupby("defense", sort=False):
         one = {"color": looks[name]["color"], "ls": "", "marker": looks[name]["marker"]}

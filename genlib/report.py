@@ -240,18 +240,18 @@ def answer(table, tolerance=0.03, floor=0.5):
     if len(classes):
         first = classes.loc[classes["estimate"].idxmax()]
         sentences.append(f"Most exposed is {first['group']} ({first['n_patients']} patients): {percent(first)} found.")
-    return [*sentences, *_what_passes(results.decisions(table, tolerance, floor), tolerance)]
+    return [*sentences, *_what_passes(results.decisions(table, tolerance, floor), tolerance, floor)]
 
 
-def _what_passes(decided, tolerance):
+def _what_passes(decided, tolerance, floor):
     models = results.select(decided, shared="model")
     if models.empty:
         raise LookupError("no setting of notebooks 05 and 06 was measured")
     counts = models["model"].value_counts().reindex(["passes", "fails", "cannot be told"], fill_value=0)
-    limit = f"at most {100 * tolerance:g} of 100 members found at 1 false accusation in 100, in every class"
     said = [
-        f"Of {len(models)} ways to train a model {counts['passes']} keep {limit}, {counts['fails']} surely do not, and "
-        f"of {counts['cannot be told']} it cannot be told."
+        f"Of {len(models)} ways to train a model {counts['passes']} may be shared (in every class at most "
+        f"{100 * tolerance:g} of 100 members found at 1 false accusation in 100, balanced accuracy at least "
+        f"{100 * floor:.0f} %), {counts['fails']} may not, and of {counts['cannot be told']} it cannot be told."
     ]
     passing = models[models["model"] == "passes"]
     if len(passing):

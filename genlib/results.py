@@ -594,6 +594,79 @@ def _judge(risk, row, tolerance, floor):
     return answers, model, why
 
 
+def load_runs(runs):
+    """Read the results of several runs into one table, with columns run (cohort and network) and seed.
+
+    Examples
+    --------
+    >>> load_runs(["no-such-run"])
+    Traceback (most recent call last):
+    FileNotFoundError: no results of any notebook in no-such-run; run that notebook first ...
+    """
+    tables = []
+    for folder in map(pathlib.Path, runs):
+        table = load(folder)
+        chosen = json.loads((folder / "manifest.json").read_text())["run"]["parameters"]
+        tables.append(table.assign(run=f"{table['cohort'].iloc[0]}, {chosen['network']}", seed=chosen["seed"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def pooled(table, by):
+    """Average estimates and ends of intervals over seeds; an interval is not narrowed, since patients are the same.
+
+    Examples
+    --------
+    >>> two = pd.DataFrame({"run": "a", "estimate": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]})
+    >>> pooled(two, ["run"])["estimate"].round(3).tolist()
+    [0.6]
+    """
+    numbers = table.astype(dict.fromkeys(INTERVAL, float))
+    return numbers.groupby(by, sort=False, dropna=False)[INTERVAL].mean().reset_index()
+
+
+def rank_correlation(x, y, groups, n_draws=2000, seed=0):
+    """Correlate ranks within groups, and say how often shuffling within groups gives as much.
+
+    Groups that differ as a whole make no correlation. The test is the permutation test of Spearman's coefficient,
+    stratified by group.
+
+    Parameters
+    ----------
+    x, y : array-like
+        (points,), no missing values.
+    groups : numpy.ndarray
+        (points,), as the cohort of each class.
+    n_draws, seed : int
+
+    Returns
+    -------
+    coefficient, p : float
+        Of -1 to 1, or NaN where no group has two points that differ; share of shuffles (with the data itself) whose
+        coefficient is as far from 0 or farther.
+
+    Examples
+    --------
+    >>> x = np.arange(6.0)
+    >>> coefficient, p = rank_correlation(x, -x, np.zeros(6))
+    >>> round(coefficient, 3), p < 0.05
+    (-1.0, True)
+    """
+    points = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
+    ranks = points.groupby(groups).rank()
+    # From -1 to 1 in every group, and 0 where it has one point.
+    ranks = ((ranks - 1) / (ranks.groupby(groups).transform("size").to_numpy()[:, None] - 1) * 2 - 1).fillna(0)
+    if not np.ptp(ranks["x"]) or not np.ptp(ranks["y"]):
+        return float("nan"), 1.0
+    found, rng = ranks.corr().iloc[0, 1], np.random.default_rng(seed)
+    places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    shuffled, as_far = ranks["y"].to_numpy().copy(), 1
+    for _ in range(n_draws):
+        for place in places:
+            shuffled[place] = rng.permutation(shuffled[place])
+        as_far += abs(np.corrcoef(ranks["x"], shuffled)[0, 1]) >= abs(found) - 1e-12
+    return float(found), as_far / (n_draws + 1)
+
+
 def save_json(path, value):
     """Write a JSON file with sorted keys, atomically.
 
