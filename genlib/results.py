@@ -21,6 +21,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 import yaml
 
 COLUMNS = [
@@ -354,7 +355,8 @@ def environment():
     -------
     dict
         ``versions`` of Python and the packages, ``platform``, ``processors`` (how many), ``processor`` (of what kind),
-        ``git_commit`` (None outside a checkout; ends in ``+changes`` when files differ from it) and ``time``.
+        ``blas`` (NumPy's, with its kind of core and threads), ``git_commit`` (None outside a checkout; ends in
+        ``+changes`` when files differ from it) and ``time``.
 
     Examples
     --------
@@ -371,6 +373,7 @@ def environment():
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "processor": _processor(),
+        "blas": _blas(),
         "git_commit": _git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -388,6 +391,12 @@ def _processor():
     ]
     words = [found[name] for name in ("vendor_id", "cpu family", "model") if name in found]
     return " ".join([platform.machine(), *words, *wide])
+
+
+def _blas():
+    words = ("internal_api", "version", "architecture", "num_threads")
+    found = [[str(one[word]) for word in words if word in one] for one in threadpoolctl.threadpool_info()]
+    return sorted(" ".join(one) for one in found)
 
 
 def _git_commit():
@@ -423,7 +432,7 @@ def read_yaml(path):
     Raises
     ------
     ValueError
-        When the file is no YAML; says where.
+        When the file cannot be read or is no YAML; says where.
 
     Examples
     --------
@@ -434,9 +443,23 @@ def read_yaml(path):
     {'delta': 1e-05, 'only': '01', 'class': 'no'}
     """
     try:
-        return yaml.load(pathlib.Path(path).read_text(), _Words)  # a SafeLoader
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(pathlib.Path(path).read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def parse_yaml(text, where):
+    """Read options written as YAML; `where` names them when they are none.
+
+    Examples
+    --------
+    >>> parse_yaml("{learning_rate: 2e-2}", "--network-options")
+    {'learning_rate': 0.02}
+    """
+    try:
+        return yaml.load(text, _Words)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def update_manifest(run_folder, section, value):
