@@ -459,7 +459,8 @@ def parse_yaml(text, where):
     try:
         return yaml.load(text, _Words)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+        line = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
+        raise ValueError(f"{where} is no YAML: {line}{getattr(error, 'problem', error)}") from error
 
 
 def update_manifest(run_folder, section, value):
@@ -488,7 +489,7 @@ def update_manifest(run_folder, section, value):
 
 
 def banner(seed, *packages):
-    """Print seed and versions, the first thing that every notebook says.
+    """Print seed and versions, the first thing that every notebook says; refuse the repository's root as its folder.
 
     Examples
     --------
@@ -497,6 +498,10 @@ def banner(seed, *packages):
     """
     from genlib import __version__
 
+    if "ipykernel" in sys.modules and pathlib.Path.cwd() == pathlib.Path(__file__).parent.parent:
+        raise RuntimeError(
+            "run from here, results would go beside the repository: cd notebooks, or papermill --cwd notebooks"
+        )
     versions = [f"Python {sys.version.split()[0]}", f"genlib {__version__}"]
     versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
     print(f"seed {seed} · " + " · ".join(versions))

@@ -17,13 +17,11 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import sys
 import time
 
 import distributed
 import nbformat
-import numpy as np
 import pandas as pd
 import papermill
 import psutil
@@ -40,11 +38,11 @@ APART = {"cost": "11_cost", "sharp-edges": "12_sharp_edges"}
 ACROSS = "10_across_cohorts"  # reads several runs
 # DP-SGD needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
 WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
-# Options that say how one's own file is read, those of any cohort, and of what kind they are where it is not text.
-OF_FILES = ("label", "clinical", "patient", "several", "units", "ignore", "missing")
-OF_COHORTS = (*OF_FILES, "drop_classes", "min_class_size")
-KINDS = {"ignore": [], "missing": [], "drop_classes": [], "min_class_size": 10}
-PATHS = {"cohort": "", "clinical": "", "panel": "#", "network": ":"}  # what may name a file, and what ends its path
+# Options that say how one's own file is read, and those of any cohort, by what they are like.
+OF_FILES = {"label": "", "clinical": "", "patient": "", "several": "", "units": "", "ignore": [""], "missing": [""]}
+OF_COHORTS = {**OF_FILES, "drop_classes": [""], "min_class_size": 10}
+OF_SIMULATED = tuple(inspect.signature(cohorts.simulate).parameters)
+PATHS = ("cohort", "clinical", "panel", "network")  # may name a file, also FILE.gmt#SET or FILE.py:FUNCTION
 SEVERAL = ("cohort", "network", "seed")
 # What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
 CORES_A_RUN = 2
@@ -158,7 +156,7 @@ def _as(like, value, where):
         value = type(like)() if value is None else value
         value = [value] if isinstance(like, list) and not isinstance(value, list | dict) else value
         if isinstance(value, type(like)):
-            return value
+            return [str(one) for one in value] if like and isinstance(like, list) and like[0] == "" else value
     elif not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             number = int(value) if isinstance(value, int) or str(value).isdecimal() else float(value)
@@ -191,26 +189,22 @@ def plan(asked):
     >>> run.name, run.parameters["seed"]
     ('simulated-smoke-seed3', 3)
     """
-    chosen = _located(profile(asked["profile"]), NOTEBOOKS)
+    chosen = profile(asked["profile"])
     known, usual = chosen.pop("networks"), chosen["network"]
     network = asked["network"] or usual
-    if not pathlib.Path(network).is_absolute() and (network == "own" or network not in known):
+    if not _file(network)[0] and (network == "own" or network not in known):
         there = ", ".join(sorted(set(known) - {"own"}))
         raise OptionError(f"unknown network '{network}'; choose {there}, or a function of your own as FILE.py:FUNCTION")
     seed = _as(0, 0 if asked["seed"] is None else asked["seed"], "seed")
     if seed < 0:
         raise OptionError(f"seed {seed}: it must be at least 0")
     changes = _as({}, asked["network_options"] or chosen["network_options"], "network_options")
-    chosen |= {"network": network, "network_options": changes, "seed": seed}
-    entry = _choose_cohort(chosen, asked)
-    files = {name: chosen[name] for name in ("cohort", "panel", "network")}
-    files["clinical"] = chosen["cohort_options"].get("clinical")
-    contents = [_contents(name, value) for name, value in sorted(files.items())]
-    seen = {name: _from_notebooks(name, value) for name, value in files.items()}
-    clinical = {"clinical": seen.pop("clinical")} if files["clinical"] else {}
-    chosen |= seen | {"cohort_options": chosen["cohort_options"] | clinical}
+    chosen |= {"network": network, "network_options": changes, "seed": seed, **_cohort(chosen, asked)}
+    files = [chosen["cohort"], chosen["cohort_options"].get("clinical"), chosen["panel"], network]
+    contents = [_contents(one) for one in files]
+    entry = _known_cohorts().get(chosen["cohort"])
     inputs = results.digest(chosen, known.get(network, known["own"]), contents, entry)
-    parts = [pathlib.Path(files["cohort"]).stem, asked["profile"]]
+    parts = [pathlib.Path(chosen["cohort"]).stem, asked["profile"]]
     parts += [network.rpartition(":")[2]] * (network != usual) + [f"seed{seed}"] * (seed > 0)
     unsaid = (*OF_COHORTS, "cohort_options", "panel", "network_options")
     parts += [inputs[:6]] * any([*contents, *(asked.get(name) for name in unsaid)])
@@ -221,73 +215,66 @@ def plan(asked):
     return Run(name, asked["profile"], _selected(asked, network), chosen, inputs)
 
 
-def _choose_cohort(chosen, asked):
-    """Put cohort, its options and its panel into the parameters; return its entry in the registry."""
-    entries = {"simulated": {}, "tcga-brca": {}, **cohorts.registry()}
-    cohort = asked["cohort"] or chosen["cohort"]
-    own, file = cohort not in entries, pathlib.Path(cohort)
-    if own and not file.is_absolute():
-        raise OptionError(f"unknown cohort '{cohort}'; choose among {', '.join(entries)}, or give an existing file")
+def _known_cohorts():
+    return {"simulated": {}, "tcga-brca": {}, **cohorts.registry()}
+
+
+def _cohort(chosen, asked):
+    """Choose cohort, its options and its panel, as parameters."""
+    known, cohort = _known_cohorts(), asked["cohort"] or chosen["cohort"]
+    own = cohort not in known
+    if own and not _file(cohort)[0]:
+        raise OptionError(f"unknown cohort '{cohort}'; choose among {', '.join(known)}, or give an existing file")
     options = chosen["cohort_options"] | (asked.get("cohort_options") or {})
     options |= {name: asked[name] for name in OF_COHORTS if asked[name] is not None}
-    if cohort != "simulated":  # the size of a simulated cohort says nothing of another
-        options = {
-            name: options[name] for name in options if name not in inspect.signature(cohorts.simulate).parameters
-        }
-    for name in options:
-        if name in OF_COHORTS:
-            value = _as(KINDS.get(name, ""), options[name], name)
-            options[name] = [str(one) for one in value] if isinstance(value, list) else value
+    # The size of a simulated cohort says nothing of another.
+    options = {name: value for name, value in options.items() if cohort == "simulated" or name not in OF_SIMULATED}
+    options |= {name: _as(OF_COHORTS[name], options[name], name) for name in options if name in OF_COHORTS}
     wrong = [name for name in OF_FILES if name in options and not own]
     if wrong:
         raise OptionError(f"cohort '{cohort}' is known and takes no {wrong[0]}; that goes with a file of your own")
     if own and not options.get("label"):
-        raise OptionError(f"{file.name}: say which column holds each patient's class, as --label subtype")
-    if not pathlib.Path(options.get("clinical") or "/").is_absolute():
+        name = pathlib.Path(cohort).name
+        raise OptionError(f"{name}: say which column holds each patient's class, as --label subtype")
+    if "clinical" in options and not _file(options["clinical"])[0]:
         raise OptionError(f"there is no clinical table '{options['clinical']}'")
-    panel = asked["panel"] or (None if own else entries[cohort].get("panel", chosen["panel"]))
-    chosen |= {"cohort": cohort, "cohort_options": options, "panel": None if panel == "none" else panel}
-    panels.read(chosen["panel"] or "pam50")  # refuses what is no panel
-    return entries.get(cohort)
+    panel = asked["panel"] or (None if own else known[cohort].get("panel", chosen["panel"]))
+    panel = None if panel == "none" else panel
+    panels.read(
+        os.path.join(NOTEBOOKS, panel) if panel and _file(panel)[0] else panel or "pam50"
+    )  # refuses what is none
+    return {"cohort": cohort, "cohort_options": options, "panel": panel}
 
 
-def _split(name, value):
-    """Path in an option that may name a file, and what follows it there; no path where it cannot."""
-    mark = PATHS[name]
-    if (
-        not isinstance(value, str)
-        or (mark == ":" and mark not in value)
-        or (mark == "#" and ".gmt" not in value.lower())
-    ):
-        return None, value
-    path, mark, rest = value.rpartition(mark) if mark and mark in value else (value, "", "")
-    return pathlib.Path(path), mark + rest
+def _file(value, folder=NOTEBOOKS):
+    """Path of the file that an option names, counted from a folder, and what follows it; no path for a mere name."""
+    for mark in ("", "#", ":"):
+        path, mark, rest = str(value).rpartition(mark) if mark else (str(value), "", "")
+        if path and (folder / path).exists():
+            return (folder / path).resolve(), mark + rest
+    return None, ""
 
 
 def _located(values, folder):
-    """Make absolute what names a file, counted from a folder."""
-    found = {name: _split(name, values[name]) for name in PATHS if name in values}
-    known = ("simulated", "tcga-brca", *cohorts.registry())
-    there = {
-        name: f"{(folder / path).resolve()}{rest}"
-        for name, (path, rest) in found.items()
-        if path and (folder / path).exists() and values[name] not in known
-    }
-    return {**values, **there}
+    """Count paths from where notebooks run, whatever folder they are counted from: they are recorded, and shown."""
+    found = {}
+    for name in PATHS:
+        given = str(values.get(name))
+        # A folder may be called as a cohort is, or as a network.
+        path, rest = (
+            (None, "") if given in _known_cohorts() or "." not in given and name in PATHS[2:] else _file(given, folder)
+        )
+        found |= {name: os.path.relpath(path, NOTEBOOKS) + rest} if path else {}
+    return {**values, **found}
 
 
-def _from_notebooks(name, value):
-    """Write paths as notebooks see them: they run in their own folder, and what they record is shown to others."""
-    path, rest = _split(name, value)
-    return os.path.relpath(path, NOTEBOOKS) + rest if path and path.is_absolute() else value
-
-
-def _contents(name, value):
+def _contents(value):
     """Digest of the files that an option names; beside a panel lie its centroids."""
-    path, _ = _split(name, value)
-    if not path or not path.is_absolute():
+    path, _ = _file(value)
+    if not path:
         return ""
-    files = path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*") if name == "panel" else [path]
+    beside = path.parent.iterdir() if path.suffix == ".gmt" else [path]
+    files = path.iterdir() if path.is_dir() else [one for one in beside if one.name.startswith(path.name)]
     return results.digest([[file.name, results.file_digest(file)] for file in sorted(files) if file.is_file()])
 
 
@@ -336,7 +323,7 @@ def runs_of(options):
     asked = _located(vars(options), here)
     if options.network_options:
         asked["network_options"] = results.parse_yaml(options.network_options, "--network-options")
-    lists = {name: _each(name, asked[name], here) for name in SEVERAL}
+    lists = {name: _each(name, vars(options)[name], here) for name in SEVERAL}
     if options.sweep:
         file, known = pathlib.Path(options.sweep), {*asked, "cohort_options"} - {"command", "run", "sweep", "scheduler"}
         found = results.read_yaml(file)
@@ -430,7 +417,7 @@ def _run_notebooks(run):
     for left in set(WITHOUT.get(run.parameters["network"], ())) - set(run.notebooks):
         print(f"Left out: {left}; network '{run.parameters['network']}' cannot be trained under an epsilon here")
     data = [
-        _contents("cohort", f"{NOTEBOOKS.parent}/genlib/data"),
+        _contents("../genlib/data"),
         (NOTEBOOKS.parent / "requirements.lock").read_text(),
     ]
     before = results.digest(run.inputs, results.code_digest(), data)
@@ -497,7 +484,7 @@ def execute(notebook, chosen, folder, fingerprint):
             parameters_for(notebook, chosen),
             cwd=NOTEBOOKS,
             progress_bar={"desc": notebook, "leave": False} if sys.stderr.isatty() else False,
-            # On a busy machine a kernel may take more than a minute to begin, and its last words more than four seconds.
+            # On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds.
             start_timeout=900,
             iopub_timeout=900,
             # The kernel warns about its loopback socket on every start and about being interrupted at its end. What
@@ -511,8 +498,8 @@ def execute(notebook, chosen, folder, fingerprint):
         raise RunError(f"{notebook} failed in cell {error.cell_index}: {said}; {where}") from None
     except DeadKernelError:
         raise RunError(
-            f"{notebook}: its process was killed, perhaps by the system for lack of memory; free some, or take a smaller "
-            "profile or cohort, and give the same command again: what was finished is kept"
+            f"{notebook}: its process was killed, perhaps by the system for lack of memory; free some, or take a "
+            "smaller profile or cohort, and give the same command again: what was finished is kept"
         ) from None
     seconds = time.perf_counter() - start
     _join_streams(partial)

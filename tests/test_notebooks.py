@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from genlib import report, results, study
+from genlib import report, results, run
+from genlib.__main__ import parse
 
-NOTEBOOKS = sorted(study.NOTEBOOKS.glob("*.ipynb"))
+NOTEBOOKS = sorted(run.NOTEBOOKS.glob("*.ipynb"))
 PROFILES = ["smoke", "quick", "full"]
 
 
@@ -37,7 +38,7 @@ class TestEveryNotebook:
     def test_its_opening_names_every_parameter(self, path):
         opening = read(path).cells[0].source
         assert opening.startswith("# ")
-        assert [name for name in study.parameters_of(path.stem) if f"`{name}`" not in opening] == [] or (
+        assert [name for name in run.parameters_of(path.stem) if f"`{name}`" not in opening] == [] or (
             "as in notebook 02" in opening
         )
 
@@ -65,32 +66,30 @@ class TestEveryNotebook:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_parameter_of_a_profile_exists_in_a_notebook(profile):
-    taken = {name for notebook in study.names() for name in study.parameters_of(notebook)}
-    assert set(study.profile(profile)) - taken == {"networks"}  # which networks.recipe reads
+    taken = {name for notebook in run.names() for name in run.parameters_of(notebook)}
+    assert set(run.profile(profile)) - taken == {"networks"}  # which networks.recipe reads
 
 
 def test_every_parameter_that_the_command_passes_exists_in_the_notebook():
-    for notebook in study.names():
-        passed = study.parameters_for(notebook, {**study.profile("quick"), "seed": 1, "run_folder": "x"})
-        assert set(passed) <= set(study.parameters_of(notebook))
+    for notebook in run.names():
+        passed = run.parameters_for(notebook, {**run.profile("quick"), "seed": 1, "run_folder": "x"})
+        assert set(passed) <= set(run.parameters_of(notebook))
         assert {"seed", "run_folder"} <= set(passed)
 
 
 def test_defaults_of_the_notebooks_are_the_quick_profile():
-    import ast
-
-    quick = study.profile("quick")
-    for notebook in study.names():
-        for name, written in study.parameters_of(notebook).items():
+    quick = run.profile("quick")
+    for notebook in run.names():
+        for name, written in run.parameters_of(notebook).items():
             if name in quick:
-                assert ast.literal_eval(written) == quick[name], (notebook, name)
+                assert written == quick[name], (notebook, name)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("smoke")
 class TestSmokeRun:
     def test_every_notebook_is_executed_without_an_error(self, smoke):
-        for notebook in study.names():
+        for notebook in run.names():
             cells = read(smoke / f"{notebook}.ipynb").cells
             code = [cell for cell in cells if cell.cell_type == "code"]
             assert all(cell.execution_count for cell in code if cell.source.strip())
@@ -103,7 +102,7 @@ class TestSmokeRun:
     def test_figures_and_results_are_there(self, smoke):
         assert len(list((smoke / "figures").glob("*.svg"))) >= 10
         table = results.load(smoke)
-        assert set(table["notebook"]) == set(study.names())
+        assert set(table["notebook"]) == set(run.names())
         estimates = table[table["note"] == ""]
         assert estimates["estimate"].notna().all()
 
@@ -119,8 +118,8 @@ class TestSmokeRun:
         assert manifest["results"]["sha256"] == results.file_digest(smoke / "results.csv")
 
     def test_a_second_call_runs_nothing_again(self, smoke, capsys):
-        study.main(["--profile", "smoke", "--run", smoke.name])
-        assert capsys.readouterr().out.count("finished before, unchanged") == len(study.names())
+        run.main(parse(["--profile", "smoke", "--run", smoke.name]))
+        assert capsys.readouterr().out.count("finished before, unchanged") == len(run.names())
 
     def test_the_saved_target_model_opens_without_genlib(self, smoke):
         import tensorflow as tf
@@ -130,7 +129,7 @@ class TestSmokeRun:
     def test_the_summary_has_a_row_for_every_setting(self, smoke):
         table = results.load(smoke)
         settings = report.settings_table(table)["from notebook"].value_counts()
-        assert settings["04"] == 2 * (1 + len(study.profile("smoke")["epsilons"]))
+        assert settings["04"] == 2 * (1 + len(run.profile("smoke")["epsilons"]))
         assert settings["05"] == json.loads((smoke / "manifest.json").read_text())["06_defenses"]["settings"]
         assert len(report.summary(table).splitlines()) == 2 + settings["04"]
 
@@ -140,7 +139,7 @@ class TestSharpEdges:
     @pytest.fixture(scope="class")
     def edges(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("sharp-edges")
-        study.run_apart("12_sharp_edges", folder)
+        run.apart("12_sharp_edges", folder)
         assert (folder / "html" / "12_sharp_edges.html").exists()
         return pd.read_csv(folder / "sharp_edges.csv").set_index(["edge", "row"])["value"]
 

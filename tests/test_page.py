@@ -10,7 +10,8 @@ import subprocess
 import nbformat
 import pytest
 
-from genlib import page, report, results, risk_card, study
+from genlib import page, report, results, risk_card
+from genlib import run as runs
 
 REFERENCE = pathlib.Path(__file__).parent.parent / "outputs" / "reference"
 TABLE = results.read(REFERENCE / "results.csv")
@@ -108,7 +109,7 @@ class TestTheReference:
     def test_it_is_whole_and_small_and_names_nobody(self):
         files = [path for path in REFERENCE.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 15e6
-        wanted = [*study.names(), *study.APART.values()]
+        wanted = [*runs.names(), *runs.APART.values()]
         assert {path.stem for path in REFERENCE.glob("*.ipynb")} == set(wanted)
         assert {path.stem for path in (REFERENCE / "html").iterdir()} == set(wanted)
         for path in files:

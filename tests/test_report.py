@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genlib import report, results, study
+from genlib import report, results, run
 from genlib.results import COLUMNS
-from genlib.study import ROOT
+
+ROOT = run.NOTEBOOKS.parent
 
 
 def rows(where, worth, aucs, tpr_high=0.2, recall=0.5):
@@ -255,7 +256,7 @@ def calls(text):
 
 
 @pytest.mark.parametrize(
-    "path", [*(ROOT / "genlib").glob("*.py"), *study.NOTEBOOKS.glob("*.ipynb")], ids=lambda p: p.name
+    "path", [*(ROOT / "genlib").glob("*.py"), *run.NOTEBOOKS.glob("*.ipynb")], ids=lambda p: p.name
 )
 def test_every_order_is_that_of_a_stable_sort(path):
     text = path.read_text()
