@@ -240,9 +240,8 @@ def _cohort(chosen, asked):
         raise OptionError(f"there is no clinical table '{options['clinical']}'")
     panel = asked["panel"] or (None if own else known[cohort].get("panel", chosen["panel"]))
     panel = None if panel == "none" else panel
-    panels.read(
-        os.path.join(NOTEBOOKS, panel) if panel and _file(panel)[0] else panel or "pam50"
-    )  # refuses what is none
+    with contextlib.chdir(NOTEBOOKS):
+        panels.read(panel or "pam50")  # refuses what is no panel
     return {"cohort": cohort, "cohort_options": options, "panel": panel}
 
 
@@ -260,11 +259,9 @@ def _located(values, folder):
     found = {}
     for name in PATHS:
         given = str(values.get(name))
-        # A folder may be called as a cohort is, or as a network.
-        path, rest = (
-            (None, "") if given in _known_cohorts() or "." not in given and name in PATHS[2:] else _file(given, folder)
-        )
-        found |= {name: os.path.relpath(path, NOTEBOOKS) + rest} if path else {}
+        if given not in _known_cohorts() and (name in PATHS[:2] or "." in given):  # a folder may be called mlp
+            path, rest = _file(given, folder)
+            found |= {name: os.path.relpath(path, NOTEBOOKS) + rest} if path else {}
     return {**values, **found}
 
 
@@ -773,12 +770,81 @@ def _ended(task, run):
 
 def _accident(error):
     """What the file system refused, in one line."""
-    where = f" ({error.filename})" if error.filename else ""
+    where = os.path.relpath(error.filename or OUTPUTS)
     way = {errno.ENOSPC: "free some space", errno.EROFS: "choose a folder that can be written"}
     way = way.get(error.errno, "see to it")
-    return f"{error.strerror or error}{where}; {way}, and give the same command again: what was finished is kept"
+    return f"{error.strerror or error} ({where}); {way}, and give the same command again: what was finished is kept"
 
 
+def verify():
+    """Run quick anew in ``outputs/verify``, and compare every row of its results with the reference.
+
+    Raises
+    ------
+    RunError
+        When a row differs, is missing or was added.
+
+    Examples
+    --------
+    >>> verify()  # doctest: +SKIP
+    """
+    one = plan({**vars(parse([])), "run": "verify"})
+    shutil.rmtree(one.folder, ignore_errors=True)  # anew: neither notebooks nor models that are finished
+    study(one)
+    same = same_platform(*(json.loads((folder / "manifest.json").read_text()) for folder in (one.folder, REFERENCE)))
+    table, reference = (results.read(folder / "results.csv") for folder in (one.folder, REFERENCE))
+    found = compare(table, reference, same)
+    rule = "the same platform, where rows must be equal" if same else "another platform, where rounding may grow"
+    print(f"\n{len(reference)} rows of the reference; on {rule}: {len(found)} rows differ.")
+    for (notebook, why), part in found.groupby(["notebook", "why"], sort=False):
+        print(f"\n{notebook}: {len(part)} rows, {why}")
+        print(part[["defense", "features", "attack", "group", "metric", "estimate", "reference"]].head(10).to_string())
+    if len(found):
+        raise RunError(
+            "verify: these rows are another result from the same data, seed and parameters: code or packages changed "
+            "what is computed"
+        )
+
+
+def same_platform(here, there):
+    """Say whether two runs, by their manifests, compute the same to the last digit: packages, processor, BLAS, device.
+
+    Examples
+    --------
+    >>> environment = {"environment": results.environment(), "02_target_model": {"device": "CPU"}}
+    >>> same_platform(environment, environment), same_platform(environment, {})
+    (True, False)
+    """
+    words = ("versions", "processor", "blas")
+    both = [[one.get("environment", {}).get(word) for word in words] for one in (here, there)]
+    devices = [one.get("02_target_model", {}).get("device") for one in (here, there)]
+    return None not in [*both[0], *devices] and both[0] == both[1] and devices[0] == devices[1]
+
+
+def compare(table, reference, same):
+    """List the rows in which a run differs from the reference beyond what may be.
+
+    Parameters
+    ----------
+    table, reference : pandas.DataFrame
+        Results of a run and of the reference.
+    same : bool
+        On the same platform all numbers must be equal. Elsewhere sums are rounded otherwise, and training lets that
+        grow: see `distance`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The names of each such row, estimate, reference, and why.
+
+    Examples
+    --------
+    >>> row = pd.DataFrame({name: [""] for name in results.COLUMNS} | {"estimate": 0.5, "low": 0.4, "high": 0.6})
+    >>> compare(row.assign(estimate=0.55), row, same=False).empty
+    True
+    >>> compare(row.assign(estimate=0.55), row, same=True)["why"].tolist()
+    ['differs']
+    """
 def main(options=None):
     """Do what a command line says; see ``./run_all.sh --help``.
 

@@ -308,7 +308,7 @@ def broken(error):
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a"), "No space left on device (a); free some space, and"),
-        (OSError(errno.EROFS, "Read-only file system", "b"), "Read-only file system (b); choose a folder that"),
+        (OSError(errno.EROFS, "Read-only file system", "b"), "(b); choose a folder that can be"),
         (papermill.PapermillExecutionError(3, 3, "x", "ValueError", "no\nsuch\ngene", []), "01_cohort failed in cell 3: "
          "ValueError: no such gene; the notebook as far as it came: "),
     ],
