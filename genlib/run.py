@@ -28,7 +28,7 @@ import psutil
 from nbclient.exceptions import DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from genlib import cohorts, page, panels, report, results, risk_card
+from genlib import cohorts, panels, report, results
 from genlib.__main__ import NOTEBOOKS, parse
 
 OUTPUTS = NOTEBOOKS.parent / "outputs"
@@ -381,7 +381,8 @@ def study(run):
         checksum = results.file_digest(run.folder / "results.csv")
         results.update_manifest(run.folder, "results", {"rows": len(table), "sha256": checksum})
     print("\n" + report.summary(table))
-    _reports(run.folder)
+    for lacking in report.write(run.folder):
+        print(f"\n{lacking}")
     print(f"\nindex.html, notebooks, figures and results.csv are in {os.path.relpath(run.folder)}")
 
 
@@ -522,17 +523,6 @@ def _note_time(folder, notebook, seconds):
         table.to_csv(part, index=False)
 
 
-def _reports(folder):
-    """Write the report page and the risk card, and say what they lack."""
-    lacking = page.write(folder)
-    if lacking:
-        print(f"\nindex.html lacks {', '.join(lacking)}: not all notebooks were run")
-    try:
-        risk_card.write(folder)
-    except (LookupError, KeyError) as error:
-        print(f"\nNo risk card: {error.args[0]}")
-
-
 def apart(notebook, folder):
     """Run a notebook that needs no cohort, always anew: a time that was measured once is no result to keep.
 
@@ -558,9 +548,9 @@ def apart(notebook, folder):
         print(f"{notebook}: some minutes", flush=True)
         execute(notebook, {"run_folder": os.path.relpath(folder, NOTEBOOKS)}, folder, "")
         if (folder / "results.csv").exists():
-            page.write(folder)  # a run's page lists it with the others
+            report.write(folder)  # a run's page lists it with the others
         else:
-            page.notebooks(folder)
+            report.pages(folder)
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(folder)}")
 
 
@@ -845,6 +835,21 @@ def compare(table, reference, same):
     >>> compare(row.assign(estimate=0.55), row, same=True)["why"].tolist()
     ['differs']
     """
+    left, right = (one.assign(time=one.groupby(results.KEYS, dropna=False).cumcount()) for one in (table, reference))
+    keys = [*results.KEYS, "time"]
+    both = left.merge(right, on=keys, how="outer", suffixes=("", " of reference"), indicator="why")
+    both["why"] = both["why"].map({"left_only": "added", "right_only": "missing", "both": ""}).astype(object)
+    if same:
+        numbers = [name for name in (*results.NUMBERS, *results.COUNTS) if name not in keys]
+        pairs = [(both[name].astype(float), both[f"{name} of reference"].astype(float)) for name in numbers]
+        equal = np.all([(one == other) | (one.isna() & other.isna()) for one, other in pairs], axis=0)
+        both.loc[(both["why"] == "") & ~equal, "why"] = "differs"
+    else:
+        both.loc[(both["why"] == "") & (_distance(both) > FAR), "why"] = "further than resampling explains"
+    shown = both[both["why"] != ""].rename(columns={"estimate of reference": "reference"})
+    return shown[[*results.KEYS, "estimate", "reference", "low of reference", "high of reference", "why"]]
+
+
 def main(options=None):
     """Do what a command line says; see ``./run_all.sh --help``.
 
