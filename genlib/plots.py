@@ -3,7 +3,6 @@
 A function here draws numbers that it is given; it computes none.
 """
 
-import itertools
 import pathlib
 
 import matplotlib.pyplot as plt
@@ -14,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+AXES = ["utility", "risk"]
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -39,27 +39,35 @@ def style():
     plt.rcParams.update(STYLE)
 
 
-# Kinds of defenses look alike wherever they are drawn; notebook 05's features keep the first places, as in its figures.
-FIXED = {"05: other training": 2, "05: DP-SGD": 3, "05: hides only": 4}
+# Every defense of the study has its place, so that it looks the same in every figure.
+DEFENSES = [
+    "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
+    "HAMP, training alone", "adversarial regularization", "group sparsity", "fewer units", "fewer genes",
+    "public panel", "distillation", "self-distillation", "class only", "top classes", "rounding", "temperature",
+    "noise", "MemGuard",
+]  # fmt: skip
 
 
 def look(names):
-    """Give every name its color, line style and marker: names in `FIXED` always the same, others by their order.
+    """Give every name its color, line style and marker: a defense always the same, others by their order.
 
     Examples
     --------
     >>> look(["LumA", "LumB"])["LumB"]["marker"]
     's'
-    >>> [one["marker"] for one in look(["05: DP-SGD", "04: all genes"]).values()]
-    ['D', 'o']
+    >>> look(["none", "mine", "L2"])["L2"] == look(["L2"])["L2"]
+    True
     """
-    taken = {FIXED[name] for name in names if name in FIXED}
-    free = (i for i in itertools.count() if i % 8 not in taken)
-    places = {name: FIXED[name] if name in FIXED else next(free) for name in dict.fromkeys(names)}
-    return {
-        name: {"color": COLORS[i % 8], "linestyle": LINES[i % 8], "marker": MARKERS[i % 8]}
-        for name, i in places.items()
-    }
+    names = list(dict.fromkeys(names))
+    others = [name for name in names if name not in DEFENSES]
+    order = others if len(others) == len(names) else DEFENSES + others
+    looks = {}
+    for name in names:
+        i = order.index(name)
+        # Beyond eight names colors come again, each with another marker and line.
+        turn = (i + i // 8) % 8
+        looks[name] = {"color": COLORS[i % 8], "linestyle": LINES[turn], "marker": MARKERS[turn]}
+    return looks
 
 
 def save(figure, run_folder, name):
@@ -153,9 +161,8 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     figure, axes = plt.subplots(figsize=(5.6, height), layout="constrained")
     if chance is not None:
         axes.axvline(chance, color="0.6", lw=0.8)
-        axes.annotate(
-            "chance", (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom"
-        )
+        words = "chance" if chance else "none"
+        axes.annotate(words, (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom")
     for i, value in enumerate(hues):
         part = table if hue is None else table[table[hue] == value]
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * apart
@@ -165,7 +172,7 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
             part["estimate"], height, xerr=spread, fmt=one["marker"], color=one["color"], capsize=2, ms=4, label=value
         )
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
-    if hue is not None:
+    if hue is not None and len(hues) < len(table):
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # long names of rows leave no place beside
     return figure
 
@@ -262,75 +269,78 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     return figure
 
 
-def trade_off_points(table, hue, label, xlabel, ylabel, chance=None, hues=None):
-    """Draw settings as crosses of two intervals: what a model is worth against what it gives away.
-
-    Settings off the frontier are drawn faintly. Labels stand beside the figure, since good settings lie close together.
+def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=None):
+    """Draw settings with their utility to the right and their risk upwards, on a logarithmic axis.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        Columns x, x_low, x_high, y, y_low, y_high, frontier and labeled (bool), `hue` and `label`. Rows without a
-        finite x and y are left out.
-    hue, label : str
-        Columns: the color, and the text for a point.
+    points : pandas.DataFrame
+        Columns setting, defense, utility, risk and the ends of both intervals, as `genlib.results.settings` gives them.
+        Rows without both numbers are left out; a risk of 0 is drawn at the lower edge.
+    named : numpy.ndarray
+        (rows,) bool: which are named, with their intervals; the others are drawn small.
     xlabel, ylabel : str
-    chance : float, optional
-        Height of an attacker who guesses.
-    hues : sequence of str, optional
-        All values of `hue` in their order, so that several figures show them alike.
+    chance, tolerance : float, optional
+        Risks that are drawn as level lines.
+    free : pandas.DataFrame, optional
+        Columns network and estimate: the utility of classifiers that no patient trained, drawn as stars at no risk.
 
     Examples
     --------
     >>> import pandas as pd
-    >>> point = {"x": 0.8, "x_low": 0.7, "x_high": 0.9, "y": 0.6, "y_low": 0.5, "y_high": 0.7, "f": "all", "t": "3"}
-    >>> table = pd.DataFrame([{**point, "frontier": True, "labeled": True}])
-    >>> trade_off_points(table, "f", "t", "accuracy", "AUC").axes[0].get_xlabel()
-    'accuracy'
+    >>> numbers = {f"{name}{end}": 0.5 for name in ("utility", "risk") for end in ("", "_low", "_high")}
+    >>> points = pd.DataFrame([{"setting": "L2 0.1", "defense": "L2", **numbers}])
+    >>> trade_off(points, np.array([True]), "accuracy", "members found").axes[0].get_yscale()
+    'log'
     """
     figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
-    looks = look(list(dict.fromkeys(table[hue] if hues is None else hues)))
-    looks = {value: one for value, one in looks.items() if value in set(table[hue])}
-    table = table[np.isfinite(table[["x", "y"]].astype(float)).all(axis=1)]
-    if chance is not None:
-        axes.axhline(chance, color="0.6", lw=0.8)
-        axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), color="0.4", va="bottom")
-    for (value, frontier), part in table.groupby([hue, "frontier"], sort=False):
-        _crosses(axes, part, looks[value], faint=not frontier)
-    for value, one in looks.items():
-        axes.plot([], [], ls="", marker=one["marker"], color=one["color"], ms=5, label=value)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _labels_beside(axes, table[table["labeled"]], label)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    points = points.assign(named=np.asarray(named, bool)).dropna(subset=["utility", "risk"])
+    floor = 10 ** np.floor(np.log10(min([0.003, *points.loc[points["risk"] > 0, "risk"]])))
+    heights = [name for name in points if name.startswith("risk")]
+    points = points.assign(**{name: points[name].clip(lower=floor) for name in heights})
+    for words, level in (("chance", chance), ("tolerance", tolerance)):
+        if level is not None:
+            axes.axhline(level, color="0.6", lw=0.8, ls="-" if words == "chance" else "--")
+            axes.annotate(words, (1, level), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
+    looks = look(points["defense"])
+    for name, part in points.groupby("defense", sort=False):
+        one = {"color": looks[name]["color"], "ls": "", "marker": looks[name]["marker"]}
+        axes.plot(part["utility"], part["risk"], ms=4, label=name, **one)
+        axes.errorbar(*_with_intervals(part[part["named"]]), ms=7, elinewidth=0.9, **one)
+    for row in () if free is None else free.to_dict("records"):
+        axes.plot(row["estimate"], floor, marker="*", ms=13, color="black", ls="", clip_on=False)
+        axes.annotate(row["network"], (row["estimate"], floor), (0, 8), textcoords="offset points", ha="center", size=8)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=(floor, None))
+    _percent_axis(axes.yaxis)
+    _labels_beside(axes, points[points["named"]])
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
-def _crosses(axes, part, one, faint):
-    spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy(float)) for a in "xy"]
-    axes.errorbar(
-        part["x"], part["y"], xerr=spread[0], yerr=spread[1], fmt=one["marker"], color=one["color"],
-        ms=3.5 if faint else 6, elinewidth=0.4 if faint else 0.9, alpha=0.3 if faint else 1, zorder=2 if faint else 3,
-    )  # fmt: skip
+def _with_intervals(part):
+    spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy()) for a in AXES]
+    return part["utility"], part["risk"], spread[1], spread[0]
 
 
-def _labels_beside(axes, points, label):
+def _percent_axis(axis):
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _labels_beside(axes, points):
     """Write labels right of the axes, in the order of their points' heights, each with a thin line to its point."""
-    low, high = axes.get_ylim()
-    points = points.sort_values(["y", "x", label])
+    points = points.sort_values(["risk", "utility", "setting"])
     thin = {"arrowstyle": "-", "color": "0.55", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
-    gap = min(0.042, 1 / max(1, len(points)))
-    heights = []
-    for y in (points["y"] - low) / (high - low):
+    gap, heights = min(0.042, 1 / max(1, len(points))), []
+    for place in axes.transData.transform(points[["utility", "risk"]].to_numpy(float)):
+        y = axes.transAxes.inverted().transform(place)[1]
         heights.append(max([y, *(h + gap for h in heights[-1:])]))
     # Too many high ones would leave the top; pushing them down keeps their order.
     for i in range(len(heights) - 1, -1, -1):
         heights[i] = min(heights[i], 1 - gap * (len(heights) - 1 - i))
+    beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8, "arrowprops": thin}
     for height, row in zip(heights, points.to_dict("records"), strict=True):
-        axes.annotate(
-            row[label], (row["x"], row["y"]), xytext=(1.03, height), textcoords="axes fraction", va="center",
-            fontsize=8, arrowprops=thin,
-        )  # fmt: skip
-    axes.set_ylim(low, high)
+        axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
 
 
 def audited(table, promise, power):

@@ -19,7 +19,7 @@ import papermill
 import yaml
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from genlib import cohorts, page, report, results, risk_card
+from genlib import cohorts, report, results
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -127,11 +127,14 @@ def _chosen(options):
     if options.panel:
         chosen["panel"] = _panel(options.panel)
     if options.network:
-        if options.network not in chosen["targets"]:
-            _fail(f"unknown network '{options.network}'; choose among {', '.join(chosen['targets'])}")
-        chosen["network"] = options.network
+        file, colon, function = options.network.rpartition(":")
+        if not colon and options.network not in chosen["networks"]:
+            _fail(f"unknown network '{options.network}'; choose {', '.join(chosen['networks'])}, or FILE.py:FUNCTION")
+        chosen["network"] = os.path.relpath(file, NOTEBOOKS) + colon + function if colon else options.network
     stem = pathlib.Path(chosen["cohort"]).stem
-    other = "" if chosen["network"] == profile(options.profile)["network"] else f"-{chosen['network']}"
+    other = (
+        "" if chosen["network"] == profile(options.profile)["network"] else f"-{chosen['network'].rpartition(':')[2]}"
+    )
     default = f"{stem}-{options.profile}{other}" + (f"-seed{options.seed}" if int(options.seed) else "")
     chosen |= {"seed": int(options.seed), "run_folder": f"../outputs/{options.run or default}"}
     return chosen
@@ -285,9 +288,9 @@ def run_apart(notebook, run_folder):
     print(f"{notebook}: some minutes", flush=True)
     execute(notebook, chosen, run_folder, "")
     if (run_folder / "results.csv").exists():
-        page.write(run_folder)  # a run's page lists it with the others
+        report.write(run_folder)  # a run's page lists it with the others
     else:
-        page.notebooks(run_folder)
+        report.pages(run_folder)
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(run_folder)}")
 
 
@@ -379,13 +382,8 @@ def run(options):
 
 def _reports(run_folder):
     """Write the report page and the risk card, and say what they lack."""
-    lacking = page.write(run_folder)
-    if lacking:
-        print(f"\nindex.html lacks {', '.join(lacking)}: not all notebooks were run")
-    try:
-        risk_card.write(run_folder)
-    except (LookupError, KeyError) as error:
-        print(f"\nNo risk card: {error.args[0]}")
+    for lacking in report.write(run_folder):
+        print(f"\n{lacking}")
 
 
 def _run_selected(selected, chosen, run_folder):

@@ -9,10 +9,7 @@ import numpy as np
 from genlib import results, study
 
 REFERENCE = study.ROOT / "outputs" / "reference"
-NAMES = [
-    "notebook", "cohort", "features", "network", "defense", "epsilon", "threat_model", "attack", "set", "group",
-    "metric",
-]  # fmt: skip
+NAMES = results.KEYS
 
 
 def compare(table, reference, same_platform):

@@ -220,7 +220,7 @@ def test_random_floats_come_back_bit_for_bit_from_the_merged_file(tmp_path):
     np.testing.assert_array_equal(results.read(tmp_path / "results.csv")["estimate"], values)
 
 
-@pytest.mark.parametrize("column", ["defense", "group", "cohort", "note"])
+@pytest.mark.parametrize("column", ["defense", "group", "cohort", "start"])
 @pytest.mark.parametrize("word", ["none", "None", "NA", "nan", "NULL", "007", "1.0", "a, b", 'a "b"', "a\nb", "", "é"])
 def test_a_word_stays_the_word_that_it_is(tmp_path, column, word):
     results.record(tmp_path, "02_a", rows("accuracy", **{column: word}))
@@ -235,7 +235,7 @@ def test_a_count_that_is_missing_stays_missing_and_the_others_stay_whole(tmp_pat
 
 
 def test_what_is_recorded_is_what_is_read(tmp_path):
-    recorded = results.record(tmp_path, "02_a", [rows("a", epsilon=1.0), rows("b", note="none")], cohort="simulated")
+    recorded = results.record(tmp_path, "02_a", [rows("a", epsilon=1.0), rows("b", start="none")], cohort="simulated")
     pd.testing.assert_frame_equal(results.load(tmp_path, "02_a"), recorded)
     assert list(recorded.columns) == results.COLUMNS
 
@@ -252,8 +252,9 @@ def test_a_notebook_replaces_its_own_earlier_rows_and_no_others(tmp_path):
     ("table", "said"),
     [
         (rows("a", acuracy=1.0), "'acuracy'"),
+        (rows("a", note="not measurable"), "'note'"),
         (rows("a", "a"), "repeated"),
-        (rows("a", "a", low=[0.1, 0.2], n_patients=[1, 2], note=["x", "y"]), "repeated"),
+        (rows("a", "a", low=[0.1, 0.2], n_patients=[1, 2], bound=[0.1, 0.2]), "repeated"),
         ([rows("a"), rows("b"), rows("a")], "repeated"),
         (rows("a", "a", epsilon=[None, None]), "repeated"),
         (rows("a", None), "no metric"),
@@ -269,11 +270,9 @@ def test_a_table_is_refused_that_cannot_be_told_apart_later(tmp_path, table, sai
     assert results.load(tmp_path)["metric"].tolist() == ["kept"]
 
 
-@pytest.mark.parametrize(
-    "column", ["cohort", "features", "defense", "epsilon", "attack", "set", "group", "threat_model"]
-)
+@pytest.mark.parametrize("column", sorted({*results.KEYS} - {"notebook", "metric"}))
 def test_rows_that_differ_in_one_setting_are_not_repeated(tmp_path, column):
-    values = [1.0, 3.0] if column == "epsilon" else ["a", "b"]
+    values = [1.0, 3.0] if column in results.NUMBERS else ["a", "b"]
     assert len(results.record(tmp_path, "02_a", rows("m", "m", **{column: values}))) == 2
 
 
