@@ -240,8 +240,8 @@ def answer(table, tolerance=0.03, floor=0.5):
     linear = results.select(table, notebook="02_target_model", network="linear model", metric="balanced accuracy")
     if (linear["estimate"] > useful["high"]).any():
         sentences.append(
-            f"A plain linear model has {percent(linear.iloc[0])}: this target did not learn what can be learned, and a small "
-            "risk of it says nothing of a better one."
+            f"A plain linear model has {percent(linear.iloc[0])}: this target did not learn what can be learned, and a "
+            "small risk of it says nothing of a better one."
         )
     if len(classes):
         first = classes.loc[classes["estimate"].idxmax()]
