@@ -343,28 +343,27 @@ def _labels_beside(axes, points):
         axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
 
 
-def audited(table, promise, power):
-    """Draw what an audit found for each run: one marker a canary, beside the promise and the most it could have found.
+def audited(table, promise):
+    """Draw what an audit found for each run: one marker a canary, beside the promise.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Columns run, canary, estimate: a lower bound on epsilon.
-    promise, power : float
-        Promised epsilon, and the largest bound that so many models can show.
+    promise : float
+        Promised epsilon.
 
     Examples
     --------
     >>> import pandas as pd
     >>> table = pd.DataFrame({"run": ["correct"], "canary": ["outlier"], "estimate": [0.0]})
-    >>> audited(table, 1.0, 3.0).axes[0].get_xlabel()
+    >>> audited(table, 1.0).axes[0].get_xlabel()
     'lower bound on epsilon'
     """
     runs = list(dict.fromkeys(table["run"]))
     names = list(dict.fromkeys(table["canary"]))
     figure, axes = plt.subplots(figsize=(8.0, 0.4 * len(runs) + 1.2))
     axes.axvline(promise, color="black", lw=1.2, label="promise")
-    axes.axvline(power, color="0.6", lw=0.8, ls=":", label="most it can show")
     for i, (name, one) in enumerate(look(names).items()):
         part = table[table["canary"] == name]
         place = [runs.index(run) + 0.12 * (i - (len(names) - 1) / 2) for run in part["run"]]
