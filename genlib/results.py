@@ -21,6 +21,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 import yaml
 
 from genlib import metrics
@@ -689,7 +690,8 @@ def environment():
     -------
     dict
         ``versions`` of Python and the packages, ``platform``, ``processors`` (how many), ``processor`` (of what kind),
-        ``git_commit`` (None outside a checkout; ends in ``+changes`` when files differ from it) and ``time``.
+        ``blas`` (NumPy's, with its kind of core and threads), ``git_commit`` (None outside a checkout; ends in
+        ``+changes`` when files differ from it) and ``time``.
 
     Examples
     --------
@@ -706,6 +708,7 @@ def environment():
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "processor": _processor(),
+        "blas": _blas(),
         "git_commit": _git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -723,6 +726,12 @@ def _processor():
     ]
     words = [found[name] for name in ("vendor_id", "cpu family", "model") if name in found]
     return " ".join([platform.machine(), *words, *wide])
+
+
+def _blas():
+    words = ("internal_api", "version", "architecture", "num_threads")
+    found = [[str(one[word]) for word in words if word in one] for one in threadpoolctl.threadpool_info()]
+    return sorted(" ".join(one) for one in found)
 
 
 def _git_commit():
@@ -758,7 +767,7 @@ def read_yaml(path):
     Raises
     ------
     ValueError
-        When the file is no YAML; says where.
+        When the file cannot be read or is no YAML; says where.
 
     Examples
     --------
@@ -769,9 +778,24 @@ def read_yaml(path):
     {'delta': 1e-05, 'only': '01', 'class': 'no'}
     """
     try:
-        return yaml.load(pathlib.Path(path).read_text(), _Words)  # a SafeLoader
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(pathlib.Path(path).read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def parse_yaml(text, where):
+    """Read options written as YAML; `where` names them when they are none.
+
+    Examples
+    --------
+    >>> parse_yaml("{learning_rate: 2e-2}", "--network-options")
+    {'learning_rate': 0.02}
+    """
+    try:
+        return yaml.load(text, _Words)  # a SafeLoader
+    except yaml.YAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
+        raise ValueError(f"{where} is no YAML: {line}{getattr(error, 'problem', error)}") from error
 
 
 def update_manifest(run_folder, section, value):
@@ -800,7 +824,7 @@ def update_manifest(run_folder, section, value):
 
 
 def banner(seed, *packages):
-    """Print seed and versions, the first thing that every notebook says.
+    """Print seed and versions, the first thing that every notebook says; refuse the repository's root as its folder.
 
     Examples
     --------
@@ -809,6 +833,10 @@ def banner(seed, *packages):
     """
     from genlib import __version__
 
+    if "ipykernel" in sys.modules and pathlib.Path.cwd() == pathlib.Path(__file__).parent.parent:
+        raise RuntimeError(
+            "run from here, results would go beside the repository: cd notebooks, or papermill --cwd notebooks"
+        )
     versions = [f"Python {sys.version.split()[0]}", f"genlib {__version__}"]
     versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
     print(f"seed {seed} · " + " · ".join(versions))
