@@ -171,9 +171,8 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     Returns
     -------
     pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models, false_positives, false_positive_patients,
-        note. Where a rate rests on fewer than five false positives, or on fewer than five patients, `note` says so and
-        the estimate is NaN.
+        Columns group, metric, estimate, low, high, n_patients, n_models, false_positives, false_positive_patients.
+        Where the false positives are fewer than five, or of fewer than five patients, the rate is NaN.
 
     Raises
     ------
@@ -322,7 +321,7 @@ def _rows(values, answers, everybody, level):
     rows.append({"metric": "advantage", "estimate": gaps[0], **ends, "draws": gaps})
     for limit, rates in zip(FPR_LEVELS, values["TPR"].T, strict=True):
         place = answers.allowed(limit)
-        support = _false_positives(answers, answers.false_above[place], limit)
+        support = _false_positives(answers, answers.false_above[place])
         rate = _attack_rate(rates, answers.true_patients, answers.true_above[place], n, level)
         rows.append({"metric": f"TPR at FPR {limit:g}", **rate, **support})
         for prior in PRIORS if limit == 0.01 else ():
@@ -330,12 +329,12 @@ def _rows(values, answers, everybody, level):
             rows.append({"metric": f"PPV at prior {prior:g}, FPR {limit:g}", **worth, **support})
     for i, limit in enumerate(FPR_LEVELS if answers is not everybody else ()):
         threshold = everybody.thresholds[everybody.allowed(limit)]
-        support = _false_positives(everybody, np.count_nonzero(everybody.false >= threshold), limit)
+        support = _false_positives(everybody, np.count_nonzero(everybody.false >= threshold))
         sides = {"TPR": (answers.true, answers.true_patients), "FPR": (answers.false, answers.false_patients)}
         for rate, (scores, who) in sides.items():
             row = _attack_rate(values["global " + rate][:, i], who, np.count_nonzero(scores >= threshold), n, level)
             rows.append({"metric": f"{rate} at the global threshold, FPR {limit:g}", **row, **support})
-    return [{"n_patients": n, "note": "", **row} for row in rows]
+    return [{"n_patients": n, **row} for row in rows]
 
 
 def _count(patients):
@@ -348,17 +347,12 @@ def _ppv(tpr, fpr, prior):
     return tpr * prior / (tpr * prior + fpr * (1 - prior))
 
 
-def _false_positives(answers, n_named, limit):
-    """What a rate at a limit rests on; where that is too little to mean anything, the rate is withdrawn."""
-    allowed, n_patients = answers.allowed(limit), _count(answers.false_patients[:n_named])
+def _false_positives(answers, n_named):
+    """What a rate rests on; where that is too little to mean anything, the rate is withdrawn."""
+    n_patients = _count(answers.false_patients[:n_named])
     row = {"false_positives": n_named, "false_positive_patients": n_patients}
-    if allowed < FEWEST_FALSE_POSITIVES:
-        row["note"] = f"not measurable: {allowed} false positives allowed, fewer than {FEWEST_FALSE_POSITIVES}"
-    elif n_patients < FEWEST_FALSE_POSITIVES:
-        row["note"] = (
-            f"not measurable: the false positives are {n_patients} patients, fewer than {FEWEST_FALSE_POSITIVES}"
-        )
-    return row | ({"estimate": np.nan, "low": np.nan, "high": np.nan} if "note" in row else {})
+    few = n_patients < FEWEST_FALSE_POSITIVES
+    return row | (dict.fromkeys(("estimate", "low", "high"), np.nan) if few else {})
 
 
 def bonferroni_low(table, n_statements=None):
@@ -601,7 +595,7 @@ def holm(p_values):
     array([0.03, 0.06, 0.06])
     """
     p_values = np.asarray(p_values, float)
-    order = np.argsort(p_values)
+    order = np.argsort(p_values, kind="stable")
     left = np.isfinite(p_values).sum() - np.arange(len(order))
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * left))
