@@ -376,6 +376,8 @@ def _form(job):
         if job.clustering or job.adversary:
             raise ValueError(f"{reason}: clustering and adversary are for networks of dense layers; leave them out")
         say(f"{reason}: its models train one at a time, each about as long as in Keras' own fit")
+        if isinstance(job.model.optimizer, K.optimizers.Nadam):
+            say("Keras' Nadam counts its steps while it is traced, so what it trains differs a little from Keras' fit")
         return "alone"
     fits = len(job.x) < job.x.shape[1] and job.center is None
     return "span" if fits and _first_in_span(job) else "features"

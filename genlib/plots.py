@@ -313,7 +313,8 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=(floor, None))
     _percent_axis(axes.yaxis)
     _labels_beside(axes, points[points["named"]])
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    if looks:
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import test_matrices
 
-from genlib import panels, report, results, run
+from genlib import panels, results, run
 from genlib.__main__ import parse
 
 
@@ -375,7 +375,7 @@ def test_a_study_folder_as_downloaded_runs_with_its_path_and_label_only(names, t
     values = 2 ** np.random.default_rng(0).normal(8, 2, (50, test_matrices.N))
     test_matrices.study(tmp_path / "thca_tcga", values, genes, range(1, 51))
     finish(f"--cohort {tmp_path}/thca_tcga --label SUBTYPE --panel pam50 --only 01 --run {names[0]}")
-    table = report.select(results.load(run.OUTPUTS / names[0]), notebook="01_cohort", group="all").set_index("metric")
+    table = results.select(results.load(run.OUTPUTS / names[0]), notebook="01_cohort", group="all").set_index("metric")
     assert table["estimate"][["patients", "genes", "genes of pam50 found"]].tolist() == [test_matrices.N, 50, 50]
 
 
