@@ -763,7 +763,7 @@ def _ended(task, run):
 def _accident(error):
     """What the file system refused, in one line."""
     where = os.path.relpath(error.filename or OUTPUTS)
-    way = {errno.ENOSPC: "free some space", errno.EROFS: "choose a folder that can be written"}
+    way = {errno.ENOSPC: "free some space", errno.EROFS: "make that folder writable"}
     way = way.get(error.errno, "see to it")
     return f"{error.strerror or error} ({where}); {way}, and give the same command again: what was finished is kept"
 

@@ -310,9 +310,9 @@ def broken(error):
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left", "a"), "No space left (a); free some space"),
-        (OSError(errno.EROFS, "Read-only", "b"), "(b); choose a folder that can be"),
-        (papermill.PapermillExecutionError(3, 3, "x", "ValueError", "no\nsuch\ngene", []), "01_cohort failed in cell 3: "
-         "ValueError: no such gene; the notebook as far as it came: "),
+        (OSError(errno.EROFS, "Read-only", "b"), "(b); make that folder writable"),
+        (papermill.PapermillExecutionError(3, 3, "x", "ValueError", "no\nsuch\ngene", []),
+         "01_cohort failed in cell 3: ValueError: no such gene; the notebook as far as it came: "),
     ],
 )  # fmt: skip
 def test_an_accident_is_one_line_and_status_1(error, said, tmp_path, monkeypatch, capsys):
