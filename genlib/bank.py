@@ -26,7 +26,7 @@ import threadpoolctl
 from sklearn.cluster import KMeans
 from tqdm import tqdm
 
-from genlib import layers, networks, results
+from genlib import layers, membership, networks, results
 
 K = tf.keras
 try:
@@ -318,40 +318,31 @@ def _plan(privacy, n, epochs, batch_size, fault):
 
 
 def _check(job):
-    x, labels, members = job.x, job.labels, job.members
+    x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.n_classes
+    if model.optimizer is None:
+        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
     if x.ndim != 2 or labels.ndim != 1 or len(x) < len(labels) or members.shape[1:] != labels.shape:
-        raise ValueError(
-            f"shapes disagree: x {x.shape}, labels {labels.shape}, members {members.shape}; they must be (n, d), (n,) "
-            "and (M, n)"
-        )
-    if members.dtype != bool or not members.any(axis=1).all():
-        raise ValueError("members must be bool, and every model needs at least one member")
+        found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
+        raise ValueError(f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
+    membership.check(labels, members, k)
+    if not members.any(axis=1).all():
+        raise ValueError("every model needs at least one member; a row of members has none")
     if not np.isfinite(x).all():
         raise ValueError("x holds missing or infinite values; see cohorts.load, which refuses them")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= job.n_classes:
-        raise ValueError(
-            f"labels from {labels.min()} to {labels.max()} ({labels.dtype}) for a model with {job.n_classes} outputs: "
-            "they must be whole numbers from 0 to k - 1, and the model needs k outputs"
-        )
-    if job.model.optimizer is None:
-        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
-    if job.model.input_shape[-1] != x.shape[1]:
-        raise ValueError(f"the model takes {job.model.input_shape[-1]} features, x has {x.shape[1]}")
+    if model.input_shape[-1] != x.shape[1]:
+        raise ValueError(f"the model takes {model.input_shape[-1]} features, x has {x.shape[1]}")
     if job.epochs < 1 or (job.batch_size is not None and job.batch_size < 1):
         raise ValueError(f"epochs={job.epochs}, batch_size={job.batch_size}: must be whole numbers of at least 1")
-    if job.class_weight is not None and job.class_weight.shape != (job.n_classes,):
-        raise ValueError(f"{job.class_weight.size} class weights for {job.n_classes} classes; give one for each")
-    if job.targets is not None and (
-        job.targets.shape != (*members.shape, job.n_classes) or not np.allclose(job.targets.sum(axis=2), 1, atol=1e-4)
-    ):
-        raise ValueError(
-            f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1"
-        )
+    if job.class_weight is not None and job.class_weight.shape != (k,):
+        raise ValueError(f"{job.class_weight.size} class weights for {k} classes; give one for each")
+    shape, soft = (*members.shape, k), job.targets
+    if soft is not None and (soft.shape != shape or not np.allclose(soft.sum(axis=2), 1, atol=1e-4)):
+        raise ValueError(f"targets {soft.shape}: must be (M, n, k) = {shape}, and rows add up to 1")
     if job.adversary and (members & job.adversary.others).any():
         raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
-    if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
-        shapes = [w.shape for w in job.model.get_weights()]
-        raise ValueError(f"start has shapes {[w.shape for w in job.start]}; the model's are {shapes}")
+    given, wanted = ([w.shape for w in weights or ()] for weights in (job.start, model.get_weights()))
+    if job.start is not None and given != wanted:
+        raise ValueError(f"start has shapes {given}; the model's are {wanted}")
 
 
 # In which form a model trains.

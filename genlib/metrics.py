@@ -11,8 +11,7 @@ import os
 
 import numpy as np
 import pandas as pd
-from scipy.special import betaincinv, ndtri, softmax, stdtrit
-from scipy.stats import norm
+from scipy.special import betaincinv, ndtr, ndtri, softmax, stdtrit
 from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
 CONFIDENCE = 0.95
@@ -196,7 +195,7 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     True
     """
     rows = _attack_rows(scores, members, groups, group_names, n_bootstrap, seed, level)
-    return pd.DataFrame(rows).drop(columns="draws").assign(n_models=len(members))
+    return _table(rows, "draws", len(members))
 
 
 def _attack_rows(scores, members, groups, group_names, n_bootstrap, seed, level):
@@ -337,6 +336,11 @@ def _rows(values, answers, everybody, level):
     return [{"n_patients": n, **row} for row in rows]
 
 
+def _table(rows, errors, n_models):
+    """Rows without what says how they err together."""
+    return pd.DataFrame([{k: v for k, v in row.items() if k != errors} for row in rows]).assign(n_models=n_models)
+
+
 def _count(patients):
     """Number of distinct patients."""
     return int(np.count_nonzero(np.bincount(patients)))
@@ -426,7 +430,7 @@ def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE)
     1.0
     """
     rows = _utility_rows(logits, labels, judged, class_names, level)
-    return pd.DataFrame(rows).drop(columns="parts").assign(n_models=len(judged))
+    return _table(rows, "parts", len(judged))
 
 
 def _utility_rows(logits, labels, judged, class_names, level):
@@ -436,9 +440,10 @@ def _utility_rows(logits, labels, judged, class_names, level):
         raise ValueError(
             f"shapes disagree or nobody is judged: logits {logits.shape}, labels {labels.shape}, judged {judged.shape}"
         )
-    probability = softmax(logits, axis=2)
-    confidence, correct = probability.max(axis=2), (probability.argmax(axis=2) == labels).astype(float)
-    distance = (probability**2).sum(axis=2) + 1 - 2 * probability[:, np.arange(len(labels)), labels]
+    # Classes first: the numbers of an answer are then taken together whole rows at a time.
+    probability = softmax(np.ascontiguousarray(np.moveaxis(logits, 2, 0)), axis=0)
+    confidence, correct = probability.max(axis=0), (probability.argmax(axis=0) == labels).astype(float)
+    distance = (probability**2).sum(axis=0) + 1 - 2 * probability[labels, :, np.arange(len(labels))].T
     gaps, bias = _calibration(confidence, correct, judged)
     classes = {k: judged & (labels == k) for k in np.unique(labels[judged.any(axis=0)])}
     recalls = {k: _mean(correct, chosen) for k, chosen in classes.items()}
@@ -469,16 +474,15 @@ def _mean(values, chosen):
 
 def _calibration(confidence, correct, judged):
     """Numbers whose mean is the calibration error, and by how much chance alone makes it too large."""
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps, bias = confidence - correct, 0.0
-    for b in np.unique(bins[judged]):
-        inside = np.where(judged & (bins == b), gaps, 0.0) / judged.sum()
-        gap, deviation = abs(inside.sum()), np.sqrt((inside.sum(axis=0) ** 2).sum())
-        # Mean of the size of a normal number, less that of its mean.
-        far = gap / deviation if deviation else np.inf
-        bias += 2 * deviation * norm.pdf(far) - (2 * gap * norm.sf(far) if deviation else 0.0)
-        gaps = np.where(bins == b, gaps * np.sign(inside.sum()), gaps)
-    return gaps, bias
+    bins, n = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1), judged.shape[1]
+    gaps = np.where(judged, confidence - correct, 0.0)
+    places = (bins * n + np.arange(n)).ravel()
+    patients = np.bincount(places, gaps.ravel(), CALIBRATION_BINS * n).reshape(-1, n) / judged.sum()
+    gap, deviation = patients.sum(axis=1), np.sqrt((patients**2).sum(axis=1))
+    # Mean of the size of a normal number, less the size of its mean.
+    far = np.abs(gap) / np.maximum(deviation, 1e-300)
+    bias = deviation * np.sqrt(2 / np.pi) * np.exp(-(far**2) / 2) - 2 * np.abs(gap) * ndtr(-far)
+    return gaps * np.sign(gap)[bins], bias.sum()
 
 
 def _nested(parts, judged):
@@ -489,12 +493,13 @@ def _nested(parts, judged):
     draw the cohort does. Pairs of patients are counted, each with itself left out, so that chance adds nothing.
     """
     patients, counts = parts.sum(axis=0), judged.sum(axis=0)
-    rest = np.where(judged, parts - patients / np.maximum(counts, 1), 0.0)
-    models, often = rest.sum(axis=1), counts[counts > 0].mean()
-    trained = len(parts) * ((models**2).sum() - (rest**2).sum())
-    both = 2 * (models @ np.where(judged, -1.0, 1.0) @ patients)
+    means, often = patients / np.maximum(counts, 1), counts[counts > 0].mean()
+    expected, own = (np.where(judged, values, 0.0).sum(axis=1) for values in (means, patients))
+    models = parts.sum(axis=1) - expected
+    trained = len(parts) * (models @ models - (parts**2).sum() + patients @ means)
+    both = 2 * models @ (patients.sum() - 2 * own)
     lost = often / (often - 1) if often > 1 else 0.0  # a patient's mean over few models takes part of their difference
-    return (patients**2).sum() + max(0.0, lost * (trained + both))
+    return patients @ patients + max(0.0, lost * (trained + both))
 
 
 def attack_difference(scores, baseline, members, groups=None, group_names=None, n_bootstrap=500, seed=0):
@@ -583,7 +588,7 @@ def p_values(table, value=0.0):
     reach = np.where(estimate > value, estimate - low, high - estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
         far = np.where(away > 0, away / reach, away)
-    return 2 * norm.sf(ndtri((1 + CONFIDENCE) / 2) * far)
+    return 2 * ndtr(ndtri((1 - CONFIDENCE) / 2) * far)
 
 
 def holm(p_values):
