@@ -323,15 +323,15 @@ def smoothing_for(entropy_share, n_classes):
     return float(brentq(missing, 0, 1)) if entropy_share else 0.0
 
 
-def distill(model, x, labels, members, reserved, *, seed, temperature=1.0, **options):
-    """Share a student that learned from the model's answers for reserved patients, and never from a member.
+def distill(model, x, labels, members, pupils, *, seed, temperature=1.0, **options):
+    """Share a student that learned from the model's answers for other patients, and never from a member.
 
     Parameters
     ----------
     model, x, labels, members, seed
         As in `genlib.bank.train`; the members train the teachers.
-    reserved : numpy.ndarray
-        (n,) bool, patients whose labels are not used; all students train on them.
+    pupils : numpy.ndarray
+        (M, n) bool, whom each student learns from; their labels are not used. Whoever has the student may find them.
     temperature : float
         Above 1, the teachers' answers are softened.
     **options
@@ -345,12 +345,12 @@ def distill(model, x, labels, members, reserved, *, seed, temperature=1.0, **opt
     Raises
     ------
     ValueError
-        When nobody is reserved, or a reserved patient is a member.
+        When a student has nobody to learn from, or learns from a member.
 
     References
     ----------
     Shejwalkar, Houmansadr: "Membership privacy for machine learning models through knowledge transfer", AAAI 2021,
-    equation 3 (there on unlabeled reference data chosen by their entropy; here on all that are reserved).
+    equation 3 (there on unlabeled reference data chosen by their entropy; here on all that are given).
 
     Examples
     --------
@@ -358,16 +358,16 @@ def distill(model, x, labels, members, reserved, *, seed, temperature=1.0, **opt
     >>> labels, x = np.arange(60) % 2, np.random.default_rng(0).normal(size=(60, 80)).astype(np.float32)
     >>> reserved = membership.reserve(labels, 0.3, seed=0)
     >>> members = membership.paired_halves(labels, n_models=2, seed=0, reserved=reserved)
+    >>> pupils = membership.paired_halves(labels, n_models=2, seed=0, reserved=~reserved)
     >>> how = {"seed": 0, "epochs": 2, "batch_size": 8, "progress": False}
-    >>> distill(networks.softmax(80, 2), x, labels, members, reserved, **how).logits.shape
+    >>> distill(networks.softmax(80, 2), x, labels, members, pupils, **how).logits.shape
     (2, 60, 2)
     """
-    if not reserved.any() or (members & reserved).any():
-        raise ValueError("students learn from reserved patients, who are members of no model; see membership.reserve")
+    if not pupils.any(axis=1).all() or (members & pupils).any():
+        raise ValueError("students learn from patients who train no teacher of theirs; see membership.reserve")
     teachers = bank.train(model, x, labels, members, seed=seed, **options).logits
     targets = softmax(teachers.astype(np.float64) / temperature, axis=2).astype(np.float32)
-    students = np.tile(reserved, (len(members), 1))
-    return bank.train(model, x, labels, students, seed=seed + 1, targets=targets, **options)
+    return bank.train(model, x, labels, pupils, seed=seed + 1, targets=targets, **options)
 
 
 def self_distill(model, x, labels, members, *, seed, n_parts=10, n_absent=4, **options):

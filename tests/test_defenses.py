@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-import tensorflow as tf
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from genlib import attacks, bank, defenses, membership, metrics, networks
 
@@ -111,7 +110,8 @@ def test_a_student_meets_no_member_but_through_its_teacher(cohort):
     x, labels = cohort
     reserved = membership.reserve(labels, 0.4, seed=0)
     members = membership.paired_halves(labels, 2, seed=0, reserved=reserved)
-    students = defenses.distill(softmax_network(), x, labels, members, reserved, temperature=2.0, **HOW).logits
+    pupils = np.tile(reserved, (2, 1))
+    students = defenses.distill(softmax_network(), x, labels, members, pupils, temperature=2.0, **HOW).logits
     teachers = bank.train(softmax_network(), x, labels, members, **HOW).logits
     targets = softmax(teachers.astype(float) / 2.0, axis=2).astype(np.float32)
     changed = x.copy()
@@ -120,15 +120,12 @@ def test_a_student_meets_no_member_but_through_its_teacher(cohort):
         np.zeros(w.shape) for w in softmax_network().get_weights()
     ]  # a start of its own is drawn among all patients
     how = HOW | {"seed": 1, "start": start, "targets": targets}
-    alone, among = (
-        bank.train(softmax_network(), values, labels, np.tile(reserved, (2, 1)), **how).logits
-        for values in (changed, x)
-    )
+    alone, among = (bank.train(softmax_network(), values, labels, pupils, **how).logits for values in (changed, x))
     np.testing.assert_allclose(alone[:, reserved], among[:, reserved], atol=1e-5)
     drawn = bank.train(softmax_network(), x, labels, np.tile(reserved, (2, 1)), **(how | {"start": None})).logits
     np.testing.assert_array_equal(students, drawn)
-    for wrong in (np.zeros(80, bool), np.ones(80, bool)):
-        with pytest.raises(ValueError, match="students learn from reserved patients"):
+    for wrong in (np.zeros((2, 80), bool), np.ones((2, 80), bool)):
+        with pytest.raises(ValueError, match="who train no teacher of theirs"):
             defenses.distill(softmax_network(), x, labels, members, wrong, **HOW)
 
 
