@@ -661,9 +661,12 @@ def ridges(inside, x, directions):
     >>> bool(0.005 < ridges((x @ kernel)[None], x, np.broadcast_to(one, (1, 50, 30)))[0] < 0.02)  # 0.01 is best
     True
     """
+    return _ridges(_solve(inside, x, FIRST_RIDGE)[0], x, directions)
+
+
+def _ridges(coefficients, x, directions):
     values, vectors = _spectrum(x)
     added = FIRST_RIDGE * values.mean()
-    coefficients = _solve(inside, x, FIRST_RIDGE)[0]
     along = _along(coefficients, directions) ** 2
     across = ((coefficients**2).sum(axis=2) - along).mean(axis=1) / (coefficients.shape[2] - 1)
     start = across / (values / (values + added) ** 2).mean()
@@ -698,9 +701,12 @@ def on_weights(inside, x, further, labels, activation="relu", ridge=None):
     labels, scores = np.broadcast_to(labels, np.shape(inside)[:2]), []
     for start in range(0, len(inside), 8):  # a few models at a time, since each takes several arrays of such a size
         few = slice(start, start + 8)
-        others = left_out(inside[few], x, FIRST_RIDGE if ridge is None else ridge)
+        coefficients, spread = _solve(inside[few], x, FIRST_RIDGE if ridge is None else ridge)
+        others = inside[few] - coefficients / spread[..., None]
         pushes = directions(others, [part[few] for part in further], labels[few], activation)
-        scores.append(span(inside[few], x, pushes, ridges(inside[few], x, pushes) if ridge is None else ridge))
+        if ridge is None:
+            coefficients, spread = _solve(inside[few], x, _ridges(coefficients, x, pushes))
+        scores.append(_along(coefficients, pushes) / np.sqrt(spread))
     return np.concatenate(scores)
 
 

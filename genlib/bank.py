@@ -26,7 +26,7 @@ import threadpoolctl
 from sklearn.cluster import KMeans
 from tqdm import tqdm
 
-from genlib import layers, networks, results
+from genlib import layers, membership, networks, results
 
 K = tf.keras
 try:
@@ -106,7 +106,6 @@ class _Job:
     class_weight: np.ndarray | None = None
     start: list | None = None
     clustering: Clustering | None = None
-    adversary: object = None
     plan: object = None
     center: object = None
     average: float = 0.0
@@ -172,7 +171,6 @@ def train(
     class_weight=None,
     start=None,
     clustering=None,
-    adversary=None,
     privacy=None,
     n=None,
     center=None,
@@ -214,8 +212,6 @@ def train(
     start : list of numpy.ndarray, optional
         Weights on features, in Keras' order, that all models start from.
     clustering : Clustering, optional
-    adversary : genlib.defenses.Adversary, optional
-        An attacker who learns beside each model, which resists.
     privacy : genlib.privacy.Privacy, optional
         Train by DP-SGD under this guarantee.
     n : int, optional
@@ -259,7 +255,7 @@ def train(
     """
     options = {
         "targets": targets, "mixup": mixup, "class_weight": class_weight, "start": start, "clustering": clustering,
-        "adversary": adversary, "privacy": privacy, "n": n, "center": center, "average": average, "fault": fault,
+        "privacy": privacy, "n": n, "center": center, "average": average, "fault": fault,
     }  # fmt: skip
     rows = x if queries is None else np.vstack([x, queries])
     job = _job(model, rows, labels, members, epochs=epochs, batch_size=batch_size, seed=seed, **options)
@@ -318,40 +314,29 @@ def _plan(privacy, n, epochs, batch_size, fault):
 
 
 def _check(job):
-    x, labels, members = job.x, job.labels, job.members
+    x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.n_classes
+    if model.optimizer is None:
+        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
     if x.ndim != 2 or labels.ndim != 1 or len(x) < len(labels) or members.shape[1:] != labels.shape:
-        raise ValueError(
-            f"shapes disagree: x {x.shape}, labels {labels.shape}, members {members.shape}; they must be (n, d), (n,) "
-            "and (M, n)"
-        )
-    if members.dtype != bool or not members.any(axis=1).all():
-        raise ValueError("members must be bool, and every model needs at least one member")
+        found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
+        raise ValueError(f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
+    membership.check(labels, members, k)
+    if not members.any(axis=1).all():
+        raise ValueError("every model needs at least one member; a row of members has none")
     if not np.isfinite(x).all():
         raise ValueError("x holds missing or infinite values; see cohorts.load, which refuses them")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= job.n_classes:
-        raise ValueError(
-            f"labels from {labels.min()} to {labels.max()} ({labels.dtype}) for a model with {job.n_classes} outputs: "
-            "they must be whole numbers from 0 to k - 1, and the model needs k outputs"
-        )
-    if job.model.optimizer is None:
-        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
-    if job.model.input_shape[-1] != x.shape[1]:
-        raise ValueError(f"the model takes {job.model.input_shape[-1]} features, x has {x.shape[1]}")
+    if model.input_shape[-1] != x.shape[1]:
+        raise ValueError(f"the model takes {model.input_shape[-1]} features, x has {x.shape[1]}")
     if job.epochs < 1 or (job.batch_size is not None and job.batch_size < 1):
         raise ValueError(f"epochs={job.epochs}, batch_size={job.batch_size}: must be whole numbers of at least 1")
-    if job.class_weight is not None and job.class_weight.shape != (job.n_classes,):
-        raise ValueError(f"{job.class_weight.size} class weights for {job.n_classes} classes; give one for each")
-    if job.targets is not None and (
-        job.targets.shape != (*members.shape, job.n_classes) or not np.allclose(job.targets.sum(axis=2), 1, atol=1e-4)
-    ):
-        raise ValueError(
-            f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1"
-        )
-    if job.adversary and (members & job.adversary.others).any():
-        raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
-    if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
-        shapes = [w.shape for w in job.model.get_weights()]
-        raise ValueError(f"start has shapes {[w.shape for w in job.start]}; the model's are {shapes}")
+    if job.class_weight is not None and job.class_weight.shape != (k,):
+        raise ValueError(f"{job.class_weight.size} class weights for {k} classes; give one for each")
+    shape, soft = (*members.shape, k), job.targets
+    if soft is not None and (soft.shape != shape or not np.allclose(soft.sum(axis=2), 1, atol=1e-4)):
+        raise ValueError(f"targets {soft.shape}: must be (M, n, k) = {shape}, and rows add up to 1")
+    given, wanted = ([w.shape for w in weights or ()] for weights in (job.start, model.get_weights()))
+    if job.start is not None and given != wanted:
+        raise ValueError(f"start has shapes {given}; the model's are {wanted}")
 
 
 # In which form a model trains.
@@ -373,8 +358,8 @@ def _form(job):
     if job.plan is not None:
         _check_private(job, reason)
     elif reason:
-        if job.clustering or job.adversary:
-            raise ValueError(f"{reason}: clustering and adversary are for networks of dense layers; leave them out")
+        if job.clustering:
+            raise ValueError(f"{reason}: clustering is for networks of dense layers; leave it out")
         say(f"{reason}: its models train one at a time, each about as long as in Keras' own fit")
         if isinstance(job.model.optimizer, K.optimizers.Nadam):
             say("Keras' Nadam counts its steps while it is traced, so what it trains differs a little from Keras' fit")
@@ -482,12 +467,12 @@ def _check_private(job, reason):
         and (type(layer) is not K.layers.Dense or len(layer.inbound_nodes) != 1 or layer.kernel_constraint is not None)
     ]
     moved = job.x[:3] + np.eye(3, 1, dtype=job.x.dtype)[: len(job.x[:3])]
-    twice = job.mixup or job.adversary or job.clustering or job.targets is not None
+    twice = job.mixup or job.clustering or job.targets is not None
     reasons = {
         f"{reason}: the gradient of each patient by itself is not known here": reason,
         next(iter(odd), ""): odd,
         f"optimizer {type(model.optimizer).__name__}": type(model.optimizer) is not K.optimizers.SGD,
-        "mixup, adversary, clustering and soft targets use a patient twice, or are learned": twice,
+        "mixup, clustering and soft targets use a patient twice, or are learned": twice,
         f"loss {type(loss).__name__} mixes the patients of a batch": type(loss).__call__ is not K.losses.Loss.__call__,
         "a layer of this model mixes the patients of a batch": not reason
         and not np.allclose(model(job.x[:3])[1:], model(moved)[1:]),
@@ -519,7 +504,7 @@ def _loss_of(job):
     found = layers.Function(found) if name else found
     integers = isinstance(found, K.losses.SparseCategoricalCrossentropy) or name == "sparse_categorical_crossentropy"
     smoothing, mean = 0.0, found.reduction not in (K.losses.Reduction.SUM, K.losses.Reduction.NONE)
-    if integers and (job.targets is not None or job.mixup or job.adversary):
+    if integers and (job.targets is not None or job.mixup):
         found, integers = K.losses.CategoricalCrossentropy(found.get_config().get("from_logits", False)), False
     elif type(found) is K.losses.CategoricalCrossentropy:
         config = found.get_config()
@@ -665,10 +650,10 @@ def _paths(job, cache):
         return nowhere
     shared = [
         job.x, job.labels, name, job.epochs, job.batch_size or 0, job.mixup, job.average, job.most,
-        str(job.clustering), str(job.plan), str(job.adversary and job.adversary.strength), K.backend.floatx(), job.form,
+        str(job.clustering), str(job.plan), K.backend.floatx(), job.form,
         tf.__version__, results.code_digest(*CODE), str(job.center and (job.center.share, job.center.radius)),
     ]  # fmt: skip
-    optional = [job.class_weight, job.adversary and job.adversary.others, job.center and job.center.lean]
+    optional = [job.class_weight, job.center and job.center.lean]
     common = results.digest(*shared, *["none" if one is None else one for one in optional], *(job.start or []))
     taught = ["labels"] * len(job.members) if job.targets is None else job.targets
     keys = [results.digest(common, job.members[m], [job.seed, m], taught[m]) for m in range(len(job.members))]
@@ -785,11 +770,6 @@ def _steps(job, m, space, masks_of, seed=None):
     rng = rng_of(job.seed, m, 15)
     masks = [rng.random((*counts.shape, *shape), dtype=np.float32) >= rate for shape, rate in masks_of]
     found = {"rows": space.places[rows].astype(np.int32), "shares": shares, "targets": targets, "masks": masks}
-    if job.adversary:
-        drawn = np.random.default_rng([_number(job.seed, m), 26]).integers(0, len(space.others), rows.shape[:2])
-        known = np.flatnonzero(job.adversary.others)[drawn]
-        found["others"] = space.others[drawn][..., None].astype(np.int32)
-        found["others_targets"] = _targets(dataclasses.replace(job, targets=None), m, known)
     return found | {"weights": weights.astype(dtype)}
 
 
@@ -815,7 +795,6 @@ class _Space:
     start: list  # weights, the first kernel as it begins there
     inside: callable  # trained first kernel (and scale) to the products of all rows with it, (R, h)
     on_features: callable  # the same to the kernel on features, (d, h)
-    others: np.ndarray = ()  # where the patients are whom an adversary knows
     shift: np.ndarray | None = None  # what was subtracted from the features
 
 
@@ -824,11 +803,10 @@ def _space(job, m):
     if job.form == "span":
         return _in_span(job, m, who) if job.plan is None else _in_members_span(job, m, who)
     table, shift = job.on_device, None
-    others = np.flatnonzero(job.adversary.others) if job.adversary else ()
     if job.center is not None:
         shift = job.center.offset(job.x[who], job.plan, rng_of(job.seed, m, 13)).astype(job.x.dtype)
         table = job.x - shift
-    return _Space(table, who, _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel, others, shift)
+    return _Space(table, who, _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel, shift)
 
 
 def _in_span(job, m, who):
@@ -836,17 +814,16 @@ def _in_span(job, m, who):
     dtype, filled = job.x.dtype, np.resize(who, job.most)  # who only pads is never drawn, and keeps a coefficient of 0
     start = _start(job, m, job.coordinates.shape[1])
     begun = ((job.x if job.spread is None else job.coordinates) @ start[0]).astype(dtype)
-    known = np.flatnonzero(job.adversary.others) if job.adversary else np.arange(0)
-    rows, inner = np.concatenate([filled, known]), job.inner[:, filled].astype(dtype)
+    inner = job.inner[:, filled].astype(dtype)
 
     def on_features(kernel, scale):
         whole = start[0] if job.spread is None else _on_features(job, m, begun)
         return scale * whole + job.x[who].T @ kernel[: len(who)]
 
     begins = [np.zeros((job.most, start[0].shape[1]), dtype), *start[1:]]
-    table, others = np.concatenate([inner[rows], begun[rows]], axis=1), job.most + np.arange(len(known))
+    table = np.concatenate([inner[filled], begun[filled]], axis=1)
     inside = lambda kernel, scale: inner @ kernel + scale * begun  # noqa: E731
-    return _Space(table, np.arange(len(who)), begins, inside, on_features, others)
+    return _Space(table, np.arange(len(who)), begins, inside, on_features)
 
 
 def _on_features(job, m, begun):
@@ -980,7 +957,7 @@ def _take(job, size, kind):
     name = describe(job.model, strengths=job.form == "alone")
     key = (
         name, job.form, size, job.most if job.form == "span" else job.x.shape[1], kind,
-        job.plan and job.plan.same_mask, job.average > 0, job.adversary and job.adversary.strength, job.loss.integers,
+        job.plan and job.plan.same_mask, job.average > 0, job.loss.integers,
         K.backend.floatx(), job.class_weight is None,
     )  # fmt: skip
     held = vars(_held).setdefault("banks", {})
@@ -1021,8 +998,6 @@ def _build(job, size, kind):
     if job.plan is not None:
         bank.clip_norm, bank.divisor = (tf.Variable(0.0, dtype=K.backend.floatx(), trainable=False) for _ in range(2))
         bank.same_mask = job.plan.same_mask
-    if job.adversary:
-        job.adversary.join(bank, size, job.n_classes)
     return bank
 
 
@@ -1046,7 +1021,7 @@ def _configure(job, bank):
 def _train_chunk(job, models, size, weights):
     """Train a few models in one call, from the first step to the last."""
     kind = layers.Alone if job.form == "alone" else layers.PrivateBank if job.plan else layers.Bank
-    bank = _take(job, size, job.adversary.kind if job.adversary else kind)
+    bank = _take(job, size, kind)
     filled = list(models) + [models[-1]] * (size - len(models))
     spaces = [_space(job, m) for m in filled]
     table = spaces[0].table if tf.is_tensor(spaces[0].table) else tf.constant(np.stack([one.table for one in spaces]))
@@ -1055,8 +1030,6 @@ def _train_chunk(job, models, size, weights):
     n_steps = len(steps["rows"])
     steps["epoch"] = (np.arange(n_steps) // max(1, n_steps // job.epochs)).astype(np.int32)
     bank.begin([space.start for space in spaces])
-    if job.adversary:
-        job.adversary.begin(bank, [_number(job.seed, m) for m in filled])
     if job.plan is not None:
         _run_private(job, bank, table, steps, filled)
     elif job.form == "alone":

@@ -602,7 +602,7 @@ def holm(p_values):
     array([0.03, 0.06, 0.06])
     """
     p_values = np.asarray(p_values, float)
-    order = np.argsort(p_values)
+    order = np.argsort(p_values, kind="stable")
     left = np.isfinite(p_values).sum() - np.arange(len(order))
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * left))

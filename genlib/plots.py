@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-AXES = ["utility", "risk"]
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -70,6 +70,26 @@ def look(names):
     return looks
 
 
+def _mark(one):
+    """A look without its line."""
+    return {"marker": one["marker"], "color": one["color"], "ls": ""}
+
+
+def _spread(part, value="estimate", low="low", high="high"):
+    """Lengths of whiskers, (2, rows)."""
+    return np.abs(part[[low, high]].to_numpy(float).T - part[value].to_numpy(float))
+
+
+def _level(axes, value, words, upright=False):
+    """A thin gray line across at a value, with its name at the end."""
+    if value is not None:
+        (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
+        place, coordinates = (
+            ((value, 1), ("data", "axes fraction")) if upright else ((1, value), ("axes fraction", "data"))
+        )
+        axes.annotate(words, place, xycoords=coordinates, color="0.4", ha="center" if upright else "right", va="bottom")
+
+
 def save(figure, run_folder, name):
     """Keep a figure as SVG in the run's ``figures`` folder, for papers; the notebook shows it besides.
 
@@ -122,12 +142,9 @@ def scatter(points, groups, names, axis_names):
     """
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
     for k, name in enumerate(names):
-        one = look(names)[name]
-        axes.scatter(
-            *points[groups == k].T, s=14, color=one["color"], marker=one["marker"], alpha=0.8, lw=0, label=name
-        )
+        axes.plot(*points[groups == k].T, ms=3.7, mew=0, alpha=0.8, label=name, **_mark(look(names)[name]))
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -159,18 +176,12 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     apart = 0.22 if table[rows].duplicated().any() else 0.0
     height = 0.3 * len(names) * (max(1, 0.6 * len(hues)) if apart else 1) + 1.0
     figure, axes = plt.subplots(figsize=(5.6, height), layout="constrained")
-    if chance is not None:
-        axes.axvline(chance, color="0.6", lw=0.8)
-        words = "chance" if chance else "none"
-        axes.annotate(words, (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom")
+    _level(axes, chance, "chance" if chance else "no change", upright=True)
     for i, value in enumerate(hues):
         part = table if hue is None else table[table[hue] == value]
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * apart
-        one = look(hues)[value]
-        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
-        axes.errorbar(
-            part["estimate"], height, xerr=spread, fmt=one["marker"], color=one["color"], capsize=2, ms=4, label=value
-        )
+        marks = {"capsize": 2, "ms": 4, "elinewidth": 1.2, "label": value, **_mark(look(hues)[value])}
+        axes.errorbar(part["estimate"], height, xerr=_spread(part), **marks)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
     if hue is not None and len(hues) < len(table):
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # long names of rows leave no place beside
@@ -188,10 +199,8 @@ def histograms(values, names, xlabel):
     edges = np.histogram_bin_edges(np.concatenate(values), bins=50)
     figure, axes = plt.subplots(figsize=(5.6, 2.8))
     for sample, (name, one) in zip(values, look(names).items(), strict=True):
-        share = np.ones(len(sample)) / len(sample)
-        axes.hist(
-            sample, edges, weights=share, histtype="step", color=one["color"], ls=one["linestyle"], lw=1.4, label=name
-        )
+        share, how = np.ones(len(sample)) / len(sample), {"histtype": "step", "lw": 1.4, "label": name}
+        axes.hist(sample, edges, weights=share, color=one["color"], ls=one["linestyle"], **how)
     axes.set(xlabel=xlabel, ylabel="share of patients per bin")
     axes.legend()
     return figure
@@ -221,7 +230,7 @@ def roc_curves(curves, floor):
         axes.plot(fpr, tpr, color=one["color"], ls=one["linestyle"], lw=1.4, drawstyle="steps-post", label=name)
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -247,25 +256,21 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     """
     hues = list(dict.fromkeys(table[hue]))
     figure, axes = plt.subplots(figsize=(5.6, 3.2))
-    if chance is not None:
-        axes.axhline(chance, color="0.6", lw=0.8)
-        axes.annotate("chance", (1.0, chance), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
+    _level(axes, chance, "chance")
     for i, value in enumerate(hues):
         part, one = table[table[hue] == value].sort_values("epsilon", kind="stable"), look(hues)[value]
-        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
-        shifted = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2)
-        axes.errorbar(shifted, part["estimate"], yerr=spread, capsize=2, ms=4, lw=1.2, label=f"{value}, DP-SGD", **one)
+        shifted, how = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2), {"capsize": 2, "ms": 4, "lw": 1.2}
+        axes.errorbar(shifted, part["estimate"], yerr=_spread(part), label=f"{value}, DP-SGD", **how, **one)
         if reference is not None:
             level = reference[reference[hue] == value].iloc[0]
             axes.axhline(level["estimate"], color=one["color"], ls=one["linestyle"], lw=0.8)
-            axes.axhspan(
-                level["low"], level["high"], color=one["color"], alpha=0.1, lw=0, label=f"{value}, not private"
-            )
+            band = {"color": one["color"], "alpha": 0.1, "lw": 0, "label": f"{value}, not private"}
+            axes.axhspan(level["low"], level["high"], **band)
     ticks = sorted(set(table["epsilon"]))
     axes.set(xscale="log", xlabel="epsilon (smaller: more private)", ylabel=ylabel)
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -298,34 +303,24 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
     floor = 10 ** np.floor(np.log10(min([0.003, *points.loc[points["risk"] > 0, "risk"]])))
     heights = [name for name in points if name.startswith("risk")]
     points = points.assign(**{name: points[name].clip(lower=floor) for name in heights})
-    for words, level in (("chance", chance), ("tolerance", tolerance)):
-        if level is not None:
-            axes.axhline(level, color="0.6", lw=0.8, ls="-" if words == "chance" else "--")
-            axes.annotate(words, (1, level), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
+    _level(axes, chance, "chance")
+    _level(axes, tolerance, "tolerance")
     looks = look(points["defense"])
     for name, part in points.groupby("defense", sort=False):
-        one = {"color": looks[name]["color"], "ls": "", "marker": looks[name]["marker"]}
-        axes.plot(part["utility"], part["risk"], ms=4, label=name, **one)
-        axes.errorbar(*_with_intervals(part[part["named"]]), ms=7, elinewidth=0.9, **one)
+        axes.plot(part["utility"], part["risk"], ms=4, label=name, **_mark(looks[name]))
+        part = part[part["named"]]
+        aside, up = (_spread(part, kind, f"{kind}_low", f"{kind}_high") for kind in ("utility", "risk"))
+        axes.errorbar(part["utility"], part["risk"], up, aside, ms=7, elinewidth=0.9, **_mark(looks[name]))
     for row in () if free is None else free.to_dict("records"):
         axes.plot(row["estimate"], floor, marker="*", ms=13, color="black", ls="", clip_on=False)
         axes.annotate(row["network"], (row["estimate"], floor), (0, 8), textcoords="offset points", ha="center", size=8)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=(floor, None))
-    _percent_axis(axes.yaxis)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.yaxis.set_minor_locator(NullLocator())
     _labels_beside(axes, points[points["named"]])
     if looks:
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
-
-
-def _with_intervals(part):
-    spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy()) for a in AXES]
-    return part["utility"], part["risk"], spread[1], spread[0]
-
-
-def _percent_axis(axis):
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _labels_beside(axes, points):
@@ -342,38 +337,6 @@ def _labels_beside(axes, points):
     beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8, "arrowprops": thin}
     for height, row in zip(heights, points.to_dict("records"), strict=True):
         axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
-
-
-def audited(table, promise):
-    """Draw what an audit found for each run: one marker a canary, beside the promise.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns run, canary, estimate: a lower bound on epsilon.
-    promise : float
-        Promised epsilon.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"run": ["correct"], "canary": ["outlier"], "estimate": [0.0]})
-    >>> audited(table, 1.0).axes[0].get_xlabel()
-    'lower bound on epsilon'
-    """
-    runs = list(dict.fromkeys(table["run"]))
-    names = list(dict.fromkeys(table["canary"]))
-    figure, axes = plt.subplots(figsize=(8.0, 0.4 * len(runs) + 1.2))
-    axes.axvline(promise, color="black", lw=1.2, label="promise")
-    for i, (name, one) in enumerate(look(names).items()):
-        part = table[table["canary"] == name]
-        place = [runs.index(run) + 0.12 * (i - (len(names) - 1) / 2) for run in part["run"]]
-        axes.plot(part["estimate"], place, ls="", marker=one["marker"], color=one["color"], ms=6, label=name)
-    axes.set_yticks(range(len(runs)), runs)
-    axes.invert_yaxis()
-    axes.set(xlabel="lower bound on epsilon", xlim=(-0.1, None))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
 
 
 def lines(table, xlabel, ylabel):
@@ -401,7 +364,7 @@ def lines(table, xlabel, ylabel):
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -426,22 +389,13 @@ def sizes_and_risks(table, hue, xlabel, ylabel):
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
     axes.axhline(0.5, color="0.6", lw=0.8)
     for (name, part), one in zip(table.groupby(hue, sort=False), look(table[hue].unique()).values(), strict=True):
-        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
-        axes.errorbar(
-            part["patients"],
-            part["estimate"],
-            spread,
-            fmt=one["marker"],
-            color=one["color"],
-            capsize=2,
-            ms=4,
-            label=name,
-        )
+        how = {"capsize": 2, "ms": 4, "elinewidth": 1.2, "label": name, **_mark(one)}
+        axes.errorbar(part["patients"], part["estimate"], _spread(part), **how)
         for _, row in part.iterrows():
             axes.annotate(row["class"], (row["patients"], row["estimate"]), (4, 3), textcoords="offset points", size=7)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure

@@ -237,6 +237,12 @@ def answer(table, tolerance=0.03, floor=0.5):
         f"Where 1 non-member in 100 is accused, one threshold on the loss finds {percent(loss, 1)} of its members; an "
         f"attacker with models of their own (LiRA) finds {percent(lira)}.",
     ]
+    linear = results.select(table, notebook="02_target_model", network="linear model", metric="balanced accuracy")
+    if (linear["estimate"] > useful["high"]).any():
+        sentences.append(
+            f"A plain linear model has {percent(linear.iloc[0])}: this target did not learn what can be learned, and a "
+            "small risk of it says nothing of a better one."
+        )
     if len(classes):
         first = classes.loc[classes["estimate"].idxmax()]
         sentences.append(f"Most exposed is {first['group']} ({first['n_patients']} patients): {percent(first)} found.")

@@ -17,14 +17,17 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
 import time
 
 import distributed
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import psutil
+import scipy.stats
 from nbclient.exceptions import DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -414,11 +417,10 @@ def _refuse_another(run):
 def _run_notebooks(run):
     for left in set(WITHOUT.get(run.parameters["network"], ())) - set(run.notebooks):
         print(f"Left out: {left}; network '{run.parameters['network']}' cannot be trained under an epsilon here")
-    data = [
-        _contents("../genlib/data"),
-        (NOTEBOOKS.parent / "requirements.lock").read_text(),
-    ]
-    before = results.digest(run.inputs, results.code_digest(), data)
+    if run.parameters["panel"] is None:
+        print("No published panel: all genes alone (--panel names one)", flush=True)
+    beside = [_contents(f"../{name}") for name in ("genlib/data", "requirements.lock")]
+    before = results.digest(run.inputs, results.code_digest(), beside)
     for number, notebook in enumerate(names(), start=1):
         cells = [[cell.cell_type, cell.source] for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", 4).cells]
         before = results.digest(cells, parameters_for(notebook, run.parameters), before)
@@ -761,7 +763,7 @@ def _ended(task, run):
 def _accident(error):
     """What the file system refused, in one line."""
     where = os.path.relpath(error.filename or OUTPUTS)
-    way = {errno.ENOSPC: "free some space", errno.EROFS: "choose a folder that can be written"}
+    way = {errno.ENOSPC: "free some space", errno.EROFS: "make that folder writable"}
     way = way.get(error.errno, "see to it")
     return f"{error.strerror or error} ({where}); {way}, and give the same command again: what was finished is kept"
 
@@ -820,7 +822,9 @@ def compare(table, reference, same):
         Results of a run and of the reference.
     same : bool
         On the same platform all numbers must be equal. Elsewhere sums are rounded otherwise, and training lets that
-        grow: see `distance`.
+        grow. There an estimate may be one standard error away, of the difference of two runs that draw their patients
+        and models anew; or, where the whole table moved, as on another device, as far as normal errors of that spread
+        (at most 1) go in one of fifty such tables: 0.02 rows are expected beyond.
 
     Returns
     -------
@@ -845,9 +849,29 @@ def compare(table, reference, same):
         equal = np.all([(one == other) | (one.isna() & other.isna()) for one, other in pairs], axis=0)
         both.loc[(both["why"] == "") & ~equal, "why"] = "differs"
     else:
-        both.loc[(both["why"] == "") & (_distance(both) > FAR), "why"] = "further than resampling explains"
+        far = _distances(both)
+        spread = min(1.0, np.nanquantile(far, 0.9) / 1.645)
+        limit = max(1.0, spread * scipy.stats.norm.isf(0.01 / len(both)))
+        both.loc[(both["why"] == "") & (far > limit), "why"] = "further than resampling explains"
     shown = both[both["why"] != ""].rename(columns={"estimate of reference": "reference"})
     return shown[[*results.KEYS, "estimate", "reference", "low of reference", "high of reference", "why"]]
+
+
+def _distances(both):
+    """Distances of estimates from the reference's in standard errors; see `compare`."""
+    wide = [both[f"high{of}"] - both[f"low{of}"] for of in ("", " of reference")]
+    wanted, found = both["estimate of reference"], both["estimate"]
+    error = (np.hypot(*wide) / (2 * 1.96)).fillna(0.01 * wanted.abs())
+    # The interval of a single pair of models holds its patients alone, not what another training gives.
+    error = error.where(~(both["n_models of reference"].astype(float) <= 2), 3 * error)
+    patient = 1 / both["n_patients"].astype(float).fillna(np.inf)  # one more or less says nothing
+    error = np.hypot(error, patient)
+    far = ((found - wanted).abs() / error).where(found != wanted, 0.0)
+    # A rate is left out where it stands for fewer than five false accusations.
+    counts = both[["false_positive_patients", "false_positive_patients of reference"]].astype(float).max(axis=1)
+    far[found.isna() ^ wanted.isna()] = np.inf
+    far[(found.isna() ^ wanted.isna()) & (counts < 5 + 2 * 5**0.5)] = 0.0
+    return far
 
 
 def main(options=None):

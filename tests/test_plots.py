@@ -52,14 +52,6 @@ def test_no_color_is_too_pale_for_print(number):
     assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.8
 
 
-def test_the_audit_shows_every_canary_of_every_run_at_its_bound():
-    table = pd.DataFrame({"run": ["a", "a", "b"], "canary": ["x", "y", "x"], "estimate": [0.0, 1.5, 3.0]})
-    axes = plots.audited(table, promise=1.0).axes[0]
-    shown = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
-    assert shown["x"] == [0.0, 3.0] and shown["y"] == [1.5]
-    assert shown["promise"] == [1.0, 1.0]
-
-
 @pytest.fixture
 def points():
     places = [

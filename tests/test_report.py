@@ -199,6 +199,13 @@ def test_the_answer_quotes_the_results(table):
     assert report.summary(table).splitlines() == said
 
 
+def test_a_target_that_did_not_learn_is_not_called_safe(table):
+    for utility, said in ((0.705, False), (0.8, True)):
+        linear = table_of([row | {"trainer": "scikit-learn"} for row in free("linear model", utility)])
+        answer = report.answer(pd.concat([table, linear]))
+        assert any("did not learn what can be learned" in sentence for sentence in answer) == said
+
+
 def test_a_class_is_shown_with_the_share_of_its_own_non_members(table):
     row = report.class_table(table).set_index("class").loc["B"]
     assert row[["patients", "found by LiRA"]].tolist() == [10, "90 % (89 to 91)"]

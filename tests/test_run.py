@@ -190,8 +190,10 @@ def test_a_wrong_sweep_file_says_what_is_wrong(here, text, said):
     ("line", "said"),
     [
         ("delta: 1e-5", {"delta": 1e-5}),
-        ("n_models: 1e1", {"n_models": 10}), ("noises: 1", {"noises": [1]}),
-        ("panel: none", {"panel": None}), ("cohort_options:", {"cohort_options": {}}), ("n_models: '12'", {"n_models": 12}),
+        ("n_models: 1e1", {"n_models": 10}),
+        ("noises: 1", {"noises": [1]}),
+        ("n_models: '12'", {"n_models": 12}),
+        ("panel: none", {"panel": None}), ("cohort_options:", {"cohort_options": {}}),
         ("n_bootstrapp: 50", "unknown option 'n_bootstrapp'"), ("n_models: ten", "n_models: 'ten' cannot be"),
         ("n_models: 9.5", "n_models: 9.5 cannot be"), ("network_options: 1", "network_options: 1 cannot be"),
     ],
@@ -307,10 +309,10 @@ def broken(error):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "a"), "No space left on device (a); free some space, and"),
-        (OSError(errno.EROFS, "Read-only file system", "b"), "(b); choose a folder that can be"),
-        (papermill.PapermillExecutionError(3, 3, "x", "ValueError", "no\nsuch\ngene", []), "01_cohort failed in cell 3: "
-         "ValueError: no such gene; the notebook as far as it came: "),
+        (OSError(errno.ENOSPC, "No space left", "a"), "No space left (a); free some space"),
+        (OSError(errno.EROFS, "Read-only", "b"), "(b); make that folder writable"),
+        (papermill.PapermillExecutionError(3, 3, "x", "ValueError", "no\nsuch\ngene", []),
+         "01_cohort failed in cell 3: ValueError: no such gene; the notebook as far as it came: "),
     ],
 )  # fmt: skip
 def test_an_accident_is_one_line_and_status_1(error, said, tmp_path, monkeypatch, capsys):
@@ -373,8 +375,10 @@ def test_a_study_folder_as_downloaded_runs_with_its_path_and_label_only(names, t
     values = 2 ** np.random.default_rng(0).normal(8, 2, (50, test_matrices.N))
     test_matrices.study(tmp_path / "thca_tcga", values, genes, range(1, 51))
     finish(f"--cohort {tmp_path}/thca_tcga --label SUBTYPE --panel pam50 --only 01 --run {names[0]}")
-    table = results.select(results.load(run.OUTPUTS / names[0]), notebook="01_cohort", group="all").set_index("metric")
-    assert table["estimate"][["patients", "genes", "genes of pam50 found"]].tolist() == [test_matrices.N, 50, 50]
+    table = results.load(run.OUTPUTS / names[0], "01_cohort")
+    everybody = table[table["group"] == "all"].set_index(["metric", "features"])["estimate"]
+    assert everybody["patients", ""] == test_matrices.N
+    assert everybody["genes", "all genes"] == everybody["genes", "pam50"] == 50
 
 
 @pytest.mark.slow
@@ -417,7 +421,7 @@ def test_a_failed_run_is_named_at_the_end_and_does_not_stop_the_others(names, he
         assert len(results.load(folder, "10_across_cohorts")) == 4
     finally:
         for name in table.index:
-            shutil.rmtree(run.OUTPUTS / name)
+            shutil.rmtree(run.OUTPUTS / name, ignore_errors=True)
 
 
 def test_one_run_says_what_went_wrong_and_keeps_its_words(tmp_path, monkeypatch):
@@ -505,3 +509,99 @@ def test_a_worker_with_other_code_is_refused_at_the_start_and_when_it_joins_late
         finally:
             late.terminate()
             late.wait()
+
+
+# What counts as the same result.
+
+
+@pytest.fixture
+def table():
+    """Rows as a study has them: rates and areas of some classes, with intervals of many widths, and counts."""
+    rng = np.random.default_rng(0)
+    estimate, wide = rng.uniform(0.2, 0.9, 2000), rng.uniform(0.01, 0.06, 2000)
+    groups = {"group": [f"class {i % 20}" for i in range(2000)], "attack": [f"attack {i // 20}" for i in range(2000)]}
+    rows = pd.DataFrame({"notebook": "03_answers", "metric": "AUC", **groups, "estimate": estimate})
+    rows = rows.assign(
+        low=estimate - wide, high=estimate + wide, n_patients=200, n_models=32, false_positive_patients=6
+    )
+    return results.tidy(pd.concat([rows, pd.DataFrame({"metric": ["patients"], "estimate": [769.0]})]))
+
+
+def errors(table):
+    return (table["high"] - table["low"]).fillna(0) / 2 / 1.96 * np.sqrt(2)
+
+
+def test_on_the_same_platform_the_last_digit_counts(table):
+    assert run.compare(table.sample(frac=1, random_state=0), table, same=True).empty
+    for column in ("estimate", "low", "n_patients"):
+        moved = table.copy()
+        moved.loc[7, column] = np.nextafter(moved.loc[7, column], 1e9) if column != "n_patients" else 199
+        assert run.compare(moved, table, same=True)["why"].tolist() == ["differs"]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 0.3, 0.7, 1.0])
+def test_elsewhere_what_resampling_explains_passes_and_five_points_more_do_not(table, spread):
+    rng = np.random.default_rng(1)
+    moved = table.assign(estimate=table["estimate"] + spread * errors(table) * rng.normal(size=len(table)))
+    assert run.compare(moved, table, same=False).empty
+    wide = table["high"] - table["low"]
+    moved.loc[wide.idxmin() if spread else wide.idxmax(), "estimate"] += 0.05
+    assert len(run.compare(moved, table, same=False)) == 1
+
+
+def test_elsewhere_a_table_that_moved_as_a_whole_does_not_pass(table):
+    moved = table.assign(estimate=table["estimate"] + 6 * errors(table))
+    assert len(run.compare(moved, table, same=False)) > 1900
+
+
+def test_elsewhere_a_rate_may_be_left_out_where_its_false_accusations_are_about_five(table):
+    gone = table.assign(estimate=table["estimate"].where(table.index != 3), false_positive_patients=4)
+    assert run.compare(gone, table, same=False).empty and run.compare(table, gone, same=False).empty
+    many = table.assign(false_positive_patients=30)
+    assert len(run.compare(gone, many, same=False)) == 1
+    narrow = table[:2000].assign(low=table["estimate"], high=table["estimate"])
+    assert run.compare(narrow.assign(estimate=narrow["estimate"] + 1 / 250), narrow, same=False).empty  # one patient
+    assert len(run.compare(narrow.assign(estimate=narrow["estimate"] + 1 / 25), narrow, same=False)) == 2000
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_rows_that_are_missing_or_added_are_named(table, same):
+    assert run.compare(table.iloc[1:], table, same)["why"].tolist() == ["missing"]
+    for more in (table.iloc[[0]].assign(metric="new"), table.iloc[[0]], table.iloc[[0]].assign(epsilon=1.0)):
+        assert run.compare(pd.concat([table, more]), table, same)["why"].tolist() == ["added"]
+
+
+def test_the_same_platform_is_the_same_processor_blas_device_and_packages():
+    here = {"environment": results.environment(), "02_target_model": {"device": "CPU"}}
+    assert run.same_platform(here, here)
+    for word in ("platform", "time", "git_commit", "processors"):
+        assert run.same_platform(here, {**here, "environment": {**here["environment"], word: "another"}})
+    for word in ("versions", "processor", "blas"):
+        assert not run.same_platform(here, {**here, "environment": {**here["environment"], word: "another"}})
+    assert not run.same_platform(here, {**here, "02_target_model": {"device": "NVIDIA A100"}})
+
+
+def test_verify_runs_quick_anew_and_fails_by_a_planted_change(table, tmp_path, monkeypatch, capsys):
+    def study(one):
+        assert not list(one.folder.glob("*"))
+        assert one.profile == "quick" and one.parameters["cohort"] == "tcga-brca" and one.notebooks == run.names()
+        one.folder.mkdir()
+        made.to_csv(one.folder / "results.csv", index=False)
+        results.save_json(one.folder / "manifest.json", here)
+
+    here = {"environment": results.environment(), "02_target_model": {"device": "CPU"}}
+    monkeypatch.setattr(run, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(run, "REFERENCE", tmp_path / "reference")
+    monkeypatch.setattr(run, "study", study)
+    for folder in ("reference", "verify/finished"):
+        (tmp_path / folder).mkdir(parents=True)
+    table.to_csv(tmp_path / "reference" / "results.csv", index=False)
+    results.save_json(tmp_path / "reference" / "manifest.json", here)
+    made = table
+    run.main(parse(["verify"]))
+    made = table.assign(estimate=table["estimate"] + 0.05 * (table.index == 9))
+    with pytest.raises(SystemExit) as ended:
+        run.main(parse(["verify"]))
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and "on the same platform" in said.out and "1 rows differ" in said.out
+    assert "another result from the same data" in said.err
