@@ -435,7 +435,7 @@ def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE)
 
 def _utility_rows(logits, labels, judged, class_names, level):
     """Rows of `utility_table`, and in each the part that every answer has in the error of the estimate, (M, n)."""
-    logits, labels, judged = np.asarray(logits, float), np.asarray(labels), np.asarray(judged, bool)
+    logits, labels, judged = np.asarray(logits), np.asarray(labels), np.asarray(judged, bool)
     if logits.shape[:2] != judged.shape or labels.shape != judged.shape[1:] or not judged.any():
         raise ValueError(
             f"shapes disagree or nobody is judged: logits {logits.shape}, labels {labels.shape}, judged {judged.shape}"
@@ -455,8 +455,10 @@ def _utility_rows(logits, labels, judged, class_names, level):
         found.append((str(k) if class_names is None else class_names[k], "recall", classes[k], *recall))
     rows = []
     for group, metric, chosen, estimate, parts in found:
-        n, variance = int(chosen.any(axis=0).sum()), _nested(parts, judged)
-        fewest = min((parts > 0).any(axis=0).sum(), (parts < 0).any(axis=0).sum())
+        mine = np.flatnonzero(chosen.any(axis=0))
+        n, own = len(mine), parts.take(mine, axis=1)
+        variance = _nested(own, judged.take(mine, axis=1))
+        fewest = min((own > 0).any(axis=0).sum(), (own < 0).any(axis=0).sum())
         row = _interval(estimate, variance, n, fewest, level)
         if metric == "calibration error":
             row["low"] = _interval(max(0.0, estimate - bias), variance, n, fewest, level)["low"]
@@ -468,7 +470,7 @@ def _utility_rows(logits, labels, judged, class_names, level):
 
 def _mean(values, chosen):
     """Mean over the chosen answers, and the part that each has in its error."""
-    mean = values[chosen].mean()
+    mean = values[chosen].mean(dtype=float)
     return mean, np.where(chosen, values - mean, 0.0) / chosen.sum()
 
 

@@ -69,10 +69,10 @@ def naive_bound(statistic, members, delta, tail):
     return best[0], max(0.0, np.log(max(1e-300, shown(second, *best))))
 
 
-@pytest.mark.parametrize("mu, delta", [(0.0, 0.0), (2.0, 0.01), (-2.0, 1e-5), (4.0, 0.0)])
+@pytest.mark.parametrize("mu, delta", [(2.0, 0.01), (-2.0, 0.0)])
 def test_the_bound_is_that_of_a_naive_loop(mu, delta):
     rng = np.random.default_rng(1)
-    included = coins(rng, 60, 2)
+    included = coins(rng, 50, 2)
     statistics = gaussian(rng, included, mu)
     table = audit.many_runs(statistics, included, delta, confidence=0.9)
     for row in table.itertuples():
