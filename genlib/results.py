@@ -419,7 +419,7 @@ def risks(table, metric=FOUND):
     """
     found = select(table[table["attack"] != ""], metric=metric, control="")
     others = [name for name in found["notebook"].unique() if name != "04_weights"]
-    weights = select(found, notebook="04_weights")
+    weights = select(found, notebook="04_weights", shared="model")
     return pd.concat([found, *(weights.assign(notebook=name) for name in others)], ignore_index=True)
 
 
