@@ -544,7 +544,7 @@ def span(inside, x, directions, ridge=0.0):
     x : numpy.ndarray
         (n, d) profiles of the candidates, and of others to regress on.
     directions : numpy.ndarray
-        (M, n, h), of any length; see `directions`. Where it is zero the score is 0: nothing speaks for a member.
+        (M, n, h), of any length, as from the function of this name. Where it is zero the score is 0, that of nothing.
     ridge : float or numpy.ndarray
         Added to X X^T, as a share of its mean diagonal; one for all models or (M,), as `ridges` chooses.
 
@@ -713,7 +713,7 @@ def on_weights(inside, x, further, labels, activation="relu", ridge=None):
 def gradient_norm(inside, x, further, labels, activation="relu"):
     """White-box attack by the length of a patient's gradient of the loss over all weights, short = member; (M, n).
 
-    Parameters as in `on_weights`. It finds about what the loss finds, since a short gradient is a small loss.
+    Parameters as in `on_weights`. It is close to the loss: where that is small, so is the gradient.
 
     References
     ----------

@@ -101,12 +101,6 @@ def test_every_attack_of_genlib_is_held_to_tf_privacy():
     assert attacks.TF_PRIVACY_ATTACKS == TYPES
 
 
-def test_perfect_confidence_gives_finite_scores():
-    logits, labels, members = made_up()
-    scores = attacks.tf_privacy(1e4 * logits, labels, members, THRESHOLD)
-    assert all(np.isfinite(values).all() for values in scores.values())
-
-
 # Slices
 
 
@@ -217,10 +211,12 @@ def test_only_the_known_warning_of_tf_privacy_is_silenced(monkeypatch, category,
     assert len(caught) == (0 if silent else 1)
 
 
-def test_threshold_attacks_run_without_a_warning():
+def test_threshold_attacks_run_without_a_warning_and_bear_perfect_confidence():
+    logits, labels, members = made_up()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        attacks.tf_privacy(*made_up(), THRESHOLD)
+        scores = attacks.tf_privacy(1e4 * logits, labels, members, THRESHOLD)
+    assert all(np.isfinite(values).all() for values in scores.values())
 
 
 # Controls: an attack that finds members where there is nothing to find would be worth nothing
@@ -480,14 +476,6 @@ def test_thresholds_per_class_are_ranks_among_non_members_of_the_class():
     assert scores[0, 4] == pytest.approx(np.mean(np.array(others) < values[0, 4]))
 
 
-def test_unknown_words_list_the_known():
-    phi, labels, members = simulated(12, 20, 1.0)
-    with pytest.raises(ValueError, match="online, offline"):
-        attacks.lira(logits_of(phi), labels, members, "onlien")
-    with pytest.raises(ValueError, match="loss, confidence"):
-        attacks.threshold(logits_of(phi), labels, members, "los")
-
-
 def test_lira_on_two_signals_equals_a_naive_loop_with_one_covariance():
     phi, _, members = simulated(12, 25, 1.0)
     pair = np.stack([phi, 0.5 * phi + np.random.default_rng(3).normal(size=phi.shape) + members], axis=2)
@@ -664,16 +652,6 @@ def test_profiles_that_depend_on_one_another_ask_for_a_ridge():
 # Refusals
 
 
-def test_an_unknown_attack_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="oracle.*loss threshold.*nearest neighbors"):
-        attacks.tf_privacy(*made_up(), ["oracle"])
-
-
-def test_an_unknown_slice_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="site.*all, class, correct, wrong"):
-        attacks.tf_privacy(*made_up(), THRESHOLD, ["site"])
-
-
 @pytest.mark.parametrize(
     "cut",
     [
@@ -687,6 +665,21 @@ def test_an_unknown_slice_is_refused_with_the_known_ones():
 def test_shapes_that_disagree_are_refused(cut):
     with pytest.raises(ValueError, match="shapes disagree"):
         attacks.tf_privacy(*cut(*made_up()))
+
+
+@pytest.mark.parametrize(
+    ("call", "known"),
+    [
+        (lambda *given: attacks.tf_privacy(*given, ["oracle"]), "oracle.*loss threshold.*nearest neighbors"),
+        (lambda *given: attacks.tf_privacy(*given, THRESHOLD, ["site"]), "site.*all, class, correct, wrong"),
+        (lambda *given: attacks.lira(*given, "onlien"), "onlien.*online, offline"),
+        (lambda *given: attacks.lira(*given, variance="own"), "own.*pooled, patient"),
+        (lambda *given: attacks.threshold(*given, "los"), "los.*loss, confidence"),
+    ],
+)
+def test_unknown_words_are_refused_with_the_known(call, known):
+    with pytest.raises(ValueError, match=known):
+        call(*made_up(12))
 
 
 def spoilt(logits, labels, members):
