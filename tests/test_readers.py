@@ -34,6 +34,10 @@ def rows_of(frame, index=False):
     return [list(map(str, frame.columns)), *[[str(c) for c in row] for row in frame.itertuples(index=index)]]
 
 
+def beside(**columns):
+    return rows_of(table(**columns))
+
+
 def matrix(names=NAMES, genes=GENES, values=VALUES):
     return [["gene", *names], *([str(g), *map(str, row)] for g, row in zip(genes, values.T, strict=True))]
 
@@ -55,6 +59,7 @@ def pair(folder, rows=None, about=None, **how):
 
 
 SAMPLES = [f"TCGA-A{i % 3}-{i:04d}-01" for i in range(24)]
+KINDS = [["BRAF", "RAS"][i % 2] for i in range(24)]
 
 
 def study(folder, values=None, genes=GENES, entrez=None, samples=SAMPLES, **files):
@@ -64,7 +69,7 @@ def study(folder, values=None, genes=GENES, entrez=None, samples=SAMPLES, **file
     frame = pd.DataFrame(values, columns=samples)
     frame.insert(0, "Entrez_Gene_Id", list(entrez or range(1, len(genes) + 1)))
     frame.insert(0, "Hugo_Symbol", list(genes))
-    patients = pd.DataFrame({"PATIENT_ID": [s[:12] for s in SAMPLES], "SUBTYPE": CLASSES[:24]})[::-1]
+    patients = pd.DataFrame({"PATIENT_ID": [s[:12] for s in SAMPLES], "SUBTYPE": KINDS})[::-1]
     about = pd.DataFrame({"SAMPLE_ID": samples, "PATIENT_ID": [s[:12] for s in samples]})
     remarks = "#Patient\tSubtype\n#Identifier\tSubtype\n#STRING\tSTRING\n#1\t1\n"
     texts = {
@@ -87,9 +92,8 @@ def h5ad(folder, obs=None, X=VALUES, var=None, **more):
     return {"source": folder / "a.h5ad", "label": "subtype"}
 
 
-def is_right(cohort, n=N, log2=False):
+def is_right(cohort, n=N, truth=VALUES):
     """Every patient has the profile and the class that were written; one cell may be another."""
-    truth = np.log2(VALUES.clip(0) + 1) if log2 else VALUES
     genes = cohort.genes if set(cohort.genes) & set(GENES) else GENES  # all were called otherwise, in their order
     columns = [GENES.index(g) for g in genes if g in GENES]
     found = cohort.expression[:, [g in GENES for g in genes]]
@@ -120,7 +124,7 @@ def gct(folder):
 def geo(folder):
     rows = [[f'"{c}"' if c[0] not in "-0123456789" else c for c in row] for row in matrix()]
     before = '!Series_title\t"a ""quoted"" title; 5\' end"\n' + "".join(
-        f'!Sample_characteristics_ch1\t{chr(9).join([chr(34) + "age: 60" + chr(34)] * N)}\n' for _ in range(80)
+        f"!Sample_characteristics_ch1\t{chr(9).join([chr(34) + 'age: 60' + chr(34)] * N)}\n" for _ in range(80)
     )
     arguments = pair(folder, rows, before=before + "\n!series_matrix_table_begin\n")
     arguments["source"].open("a").write("!series_matrix_table_end\n")
@@ -187,6 +191,8 @@ def swapped(folder, named):
     return pair(folder, [list(row) for row in zip(*matrix(NAMES, named), strict=True)])
 
 
+LONE = ['"' * (i == 4) + name + '"' * (i == 9) for i, name in enumerate(NAMES)]
+PADDED = [f"{c} " for c in CLASSES]
 READ = {
     "table": a_table,
     "tabs in a .csv": lambda f: a_table(f, "\t"),
@@ -204,7 +210,7 @@ READ = {
     "empty columns": lambda f: a_table(f, change=lambda b: b.replace(b"\n", b",,\n")),
     "trailing separators": lambda f: a_table(f, change=lambda b: b.replace(b"\n", b",\n").replace(b",\n", b"\n", 1)),
     "empty lines": lambda f: a_table(f, change=lambda b: b.replace(b"\n", b"\n\n")),
-    "lone quotes": lambda f: a_table(f, change=lambda b: b.replace(b"PX-0004", b'"PX-0004').replace(b"PX-0009,", b'PX-0009",')),
+    "lone quotes": lambda f: a_table(f, rows=beside(patient=LONE)),
     "no end of line": lambda f: a_table(f, change=bytes.strip),
     "gz": lambda f: a_table(f, name="a.csv.gz", change=gzip.compress),
     "plain called gz": lambda f: a_table(f, name="a.csv.gz"),
@@ -214,22 +220,22 @@ READ = {
     "R's header in a table": lambda f: a_table(f, rows=[rows_of(table())[0][1:], *rows_of(table())[1:]]),
     "turned": lambda f: a_table(f, rows=[list(row) for row in zip(*rows_of(table()), strict=True)]),
     "bytes as text": lambda f: a_table(f, rows=rows_of(table(subtype=[f"b'{c}'" for c in CLASSES]))),
-    "blanks around": lambda f: a_table(f, rows=rows_of(table(patient=[f" {n} " for n in NAMES], subtype=[f"{c} " for c in CLASSES]))),
-    "accents": lambda f: a_table(f),
+    "blanks around": lambda f: a_table(f, rows=beside(patient=[f" {n} " for n in NAMES], subtype=PADDED)),
     "parquet": lambda f: [table().to_parquet(f / "a.parquet"), {"source": f / "a.parquet", "label": "subtype"}][1],
     "parquet, index called as a column": lambda f: [
-        table().set_index("patient", drop=False).to_parquet(f / "a.parquet"), {"source": f / "a.parquet", "label": "subtype"}][1],
+        table().set_index("patient", drop=False).to_parquet(f / "a.parquet"),
+        {"source": f / "a.parquet", "label": "subtype"}][1],
     "parquet folder": parquet_folder,
     "matrix": pair,
     "matrix turned": lambda f: swapped(f, GENES),
     "matrix in parts": late_block,
     "R's header": lambda f: pair(f, [matrix()[0][1:], *matrix()[1:]]),
     "R's header in the clinical table": lambda f: pair(f, about=[clinical()[0][1:], *clinical()[1:]]),
-    "R's dots in one class": lambda f: pair(f, matrix([n.replace("-", ".") if i % 3 else n for i, n in enumerate(NAMES)])),
+    "R's dots in one class": lambda f: pair(f, matrix([n.replace("-", "-."[i % 3 > 0]) for i, n in enumerate(NAMES)])),
     "another case": lambda f: pair(f, matrix([n.lower() for n in NAMES])),
     "a sign of remarks in a cell": lambda f: pair(f, about=clinical(note=["slide #2"] * N)),
     "a quote in a cell": lambda f: pair(f, about=clinical(note=['"left'] + ['5" thick'] * (N - 1))),
-    "samples in a later column": lambda f: pair(f, about=rows_of(pd.DataFrame({"n": range(N), "subtype": CLASSES, "x": NAMES}))),
+    "samples in a later column": lambda f: pair(f, about=rows_of(table(n=range(N))[["n", "subtype", "patient"]])),
     "rows twice that agree": lambda f: pair(f, about=[*clinical(), *clinical()[1:5]]),
     "GCT": gct, "GEO": geo, "featureCounts": counts, "Seurat": seurat, "workbooks": workbooks,
     "gene_name": lambda f: two_names(f, "gene_name"),
@@ -252,15 +258,17 @@ def test_a_form_that_people_have_is_read_right(tmp_path, form, capsys):
 
 
 def test_a_study_folder_runs_with_its_path_and_label_alone(tmp_path, capsys):
-    cohort = cohorts.load(study(tmp_path / "thca_tcga"), label="SUBTYPE", min_class_size=8)
+    cohort = cohorts.load(study(tmp_path / "thca_tcga"), label="SUBTYPE")
     assert cohort.name == "thca_tcga" and "log2(x + 1) of linear values" in cohort.notes
     np.testing.assert_allclose(cohort.expression, np.log2(2 ** VALUES[:24] + 1), rtol=1e-5)
-    assert [cohort.classes[k] for k in cohort.labels] == CLASSES[:24] and len(set(cohort.sites)) == 3
+    assert [cohort.classes[k] for k in cohort.labels] == KINDS and len(set(cohort.sites)) == 3
     said = capsys.readouterr().out
     assert all(f"thca_tcga: {note}\n" in said for note in cohort.notes) and "TCGA-A" not in said
     older = study(tmp_path / "older", data_mrna_seq_v2_rsem=None)
-    (older / "data_RNA_Seq_v2_expression_median.txt").write_text((tmp_path / "thca_tcga/data_mrna_seq_v2_rsem.txt").read_text())
-    np.testing.assert_array_equal(cohorts.load(older, label="SUBTYPE", min_class_size=8).expression, cohort.expression)
+    (older / "data_RNA_Seq_v2_expression_median.txt").write_text(
+        (tmp_path / "thca_tcga/data_mrna_seq_v2_rsem.txt").read_text()
+    )
+    np.testing.assert_array_equal(cohorts.load(older, label="SUBTYPE").expression, cohort.expression)
     (older / "meta_a.txt").write_text("datatype: Z-SCORE\ndata_filename: data_RNA_Seq_v2_expression_median.txt\n")
     assert "found: none" in refused(source=older, label="SUBTYPE")
 
@@ -270,7 +278,7 @@ def test_genes_without_a_symbol_go_by_entrez_id_and_repeated_ones_by_the_most_ex
     values = np.vstack([linear[:4], 10 * linear[:1], linear[1:2] + 1, linear[:1], np.full((1, 24), 7.0), linear[9:10]])
     values[-1, 3] = np.nan
     names, ids = ["A", "B", "C", "D", "A", "", "", "E", "F"], [1, 2, 3, 4, 9, 4242, "", 6, 7]
-    cohort = cohorts.load(study(tmp_path / "a", values, names, ids), label="SUBTYPE", min_class_size=8)
+    cohort = cohorts.load(study(tmp_path / "a", values, names, ids), label="SUBTYPE")
     assert cohort.genes == ["B", "C", "D", "A", "entrez:4242"]
     np.testing.assert_allclose(cohort.expression[:, 3], np.log2(10 * linear[0] + 1), rtol=1e-5)
     for words in ("1 rows without symbol", "1 genes with missing", "1 genes with one value", "of 1 further rows"):
@@ -302,7 +310,9 @@ def test_a_number_in_a_name_is_an_entrez_id_only_where_the_rest_of_the_name_diff
     assert readers.split_names(["HLA_1", "HLA_2"], ["10", "11"]) == (["HLA_1", "HLA_2"], ["10", "11"])
 
 
-@pytest.mark.parametrize("names", [["001", "01", "2"], ["1e1", "10", "2"], ["null", "none", "wild type"], ["+", "-", "+/-"]])
+@pytest.mark.parametrize(
+    "names", [["001", "01", "2"], ["1e1", "10", "2"], ["null", "none", "wild type"], ["+", "-", "+/-"]]
+)
 def test_classes_stay_as_they_are_written(tmp_path, names):
     save(tmp_path / "a.csv", rows_of(table(subtype=[names[i % 3] for i in range(N)])), ",")
     assert cohorts.load(tmp_path / "a.csv", label="subtype").classes == sorted(names)
@@ -333,7 +343,9 @@ def test_of_tcga_barcodes_one_primary_tumor_a_patient_is_kept_on_every_road(tmp_
         arguments = a_table(tmp_path, rows=rows_of(frame))
     elif road == "h5ad":
         obs = about.set_index("sample")
-        anndata.AnnData(values.astype(np.float32), obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(tmp_path / "a.h5ad")
+        anndata.AnnData(values.astype(np.float32), obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(
+            tmp_path / "a.h5ad"
+        )
         arguments = {"source": tmp_path / "a.h5ad", "label": "subtype"}
     else:
         about = about.rename(columns={"sample": "SAMPLE_ID", "_PATIENT": "PATIENT_ID"}).to_csv(sep="\t", index=False)
@@ -360,14 +372,17 @@ def test_other_names_need_their_patients_named_and_then_go_by_the_same_rule(tmp_
 def test_several_samples_of_a_patient_are_refused_or_merged_by_the_stated_rule(tmp_path):
     names = [*NAMES, "second", "third"]
     values = np.vstack([VALUES, VALUES[0] + 1, VALUES[5] + 3])
-    about = pd.DataFrame({"sample": names, "who": [*NAMES, NAMES[0], NAMES[5]], "subtype": [*CLASSES, CLASSES[0], CLASSES[5]]})
+    about = pd.DataFrame(
+        {"sample": names, "who": [*NAMES, NAMES[0], NAMES[5]], "subtype": [*CLASSES, CLASSES[0], CLASSES[5]]}
+    )
     arguments = pair(tmp_path, matrix(names, GENES, values), rows_of(about)) | {"patient": "who"}
     assert "2 samples are second ones" in refused(**arguments)
     is_right(cohorts.load(**arguments, several="first"))
     mean = cohorts.load(**arguments, several="mean").expression
     np.testing.assert_allclose(mean[[0, 1, 5]], VALUES[[0, 1, 5]] + np.array([[0.5], [0], [1.5]]), rtol=1e-5)
     about.loc[N, "subtype"] = "LumA"
-    assert "1 patients differ in 'subtype'" in refused(**arguments | pair(tmp_path, matrix(names, GENES, values), rows_of(about)),
+    arguments |= pair(tmp_path, matrix(names, GENES, values), rows_of(about))
+    assert "1 patients differ in 'subtype'" in refused(**arguments,
                                                        several="mean")  # fmt: skip
 
 
@@ -415,23 +430,29 @@ def with_names(**names):
     return rows_of(table().rename(columns=names))
 
 
+def put(rows, i, row):
+    """The same with one of them replaced, or left out."""
+    return [*rows[:i], *([row] if row is not None else []), *rows[i + 1 :]]
+
+
+def genes(change):
+    """The good table with other values."""
+    return rows_of(table(**dict(zip(GENES, change(VALUES).T, strict=True))))
+
+
 def scaled(values):
     return (values - values.mean(axis=0)) / values.std(axis=0)
-
-
-def beside(**columns):
-    return rows_of(table(**columns))
 
 
 LAYERS = {"X": scaled(VALUES), "layers": {"log2": VALUES.astype(np.float32)}}
 SMALL = {"subtype": ["T1", "T2", *["T3"] * 5, *(["A", "B"] * 15)[:29]]}
 PAIRS = {"donor_id": [f"D{i // 2}" for i in range(N)], "subtype": [CLASSES[i // 2] for i in range(N)]}
 
-# How a table goes wrong, words of the refusal, and the number of patients where its way out is typed (None: mend the file).
+# How a table goes wrong, words of the refusal, and how many patients its way out gives as typed (None: mend the file).
 REFUSED = {
     "text in a gene": (cells({(4, "KRT5"): "n.d."}), "'KRT5' holds text, first in row 5: 'n.d.'", N),
     "stage, code, yes or no, running number": (
-        beside(stage=[i % 4 for i in range(N)], code=pd.factorize(CLASSES)[0], dead=[i % 2 > 0 for i in range(N)], No=range(N)),
+        beside(stage=np.arange(N) % 4, code=pd.factorize(CLASSES)[0], dead=np.arange(N) % 2 > 0, No=range(N)),
         "4 columns seem to hold no expression: dead, stage, code, No", N),
     "survival": (beside(OS_MONTHS=VALUES[:, 0] * 10.1), "seem to hold no expression: OS_MONTHS", N),
     "high": (beside(marker=VALUES[:, 0] * 10.1), "1 of 41 columns reach more than 40", N),
@@ -439,59 +460,58 @@ REFUSED = {
     "missing value": (cells({(4, "KRT5"): None}), "1 missing or infinite values in 1 genes: KRT5; first in row 5", N),
     "infinite value": (cells({(4, "KRT5"): 1e300}), "1 missing or infinite values in 1 genes: KRT5", N),
     "code for missing": (cells({(4, "KRT5"): -999}), "values as -999 in KRT5 are a code for missing", N),
-    "patient without values": (cells({(4, g): "NA" for g in GENES}), "1 patients have hardly any value, at rows 5", None),
+    "patient without values": (cells({(4, g): "NA" for g in GENES}), "1 patients have hardly any value, at rows", None),
     "constant gene": (beside(KRT5=3.5), "1 genes have the same value in all patients, as KRT5", N),
     "missing class": (cells({(4, "subtype"): "'--"}), "is missing for 1 patients, at rows 5 ('--)", N - 1),
-    "h5ad's nan": (cells({(4, "subtype"): "nan", (7, "subtype"): "[Discrepancy]"}), "missing for 2 patients, at rows 5, 8", N - 2),
+    "h5ad's nan": (cells({(4, "subtype"): "nan", (7, "subtype"): "[Discrepancy]"}), "2 patients, at rows 5, 8", N - 2),
     "class unknown": (cells({(i, "subtype"): "Unknown" for i in range(0, N, 3)}), "(Unknown)", N - 12),
     "one small class": (beside(**SMALL), "fewer than 10 patients: {'T1': 1, 'T2': 1, 'T3': 5}", 29),
-    "number of a class with a word": (beside(subtype=["odd" if i == 4 else str(i % 2) for i in range(N)]), "numeric but for 1", None),
+    "numbers and a word": (beside(subtype=["odd", *(str(i % 2) for i in range(N - 1))]), "numeric but for 1", None),
     "measured class": (beside(subtype=VALUES[:, 0]), "holds measurements|has 36 values for 36 patients", None),
     "identifier": (beside(subtype=NAMES), "has 36 values for 36 patients", None),
     "two spellings": (cells({(4, "subtype"): "luma"}), "which differ in case only", None),
-    "patient twice": (cells({(7, "patient"): "PX-0002"}), "patient names come more than once at rows 8; keep one of each", None),
+    "patient twice": (cells({(7, "patient"): "PX-0002"}), "names come more than once at rows 8; keep one", None),
     "patient twice in another case": (cells({(7, "patient"): "px_0002"}), "are those of others but for case", None),
     "patient without a name": (cells({(7, "patient"): ""}), "patients without a name at rows 8", None),
-    "profile twice": (cells({(7, g): VALUES[2, i] for i, g in enumerate(GENES)}), "have the values of others, at rows 3, 8", None),
+    "profile twice": (cells({(7, g): VALUES[2, i] for i, g in enumerate(GENES)}), "of others, at rows 3, 8", None),
     "gene twice": (with_names(KRT5="KRT14"), "1 names come more than once: KRT14; keep one of each", None),
-    "linear values": (rows_of(pd.concat([table()[["patient", "subtype"]], 2 ** table()[GENES]], axis=1)),
-                      "pass units='linear'", N),
-    "z-scores": (rows_of(pd.concat([table()[["patient", "subtype"]], scaled(table()[GENES])], axis=1)), "standard deviation 1", None),
-    "z-scores of a part": (rows_of(pd.concat([table()[["patient", "subtype"]], scaled(table()[GENES])], axis=1))[:28],
-                           "standard deviation 1", None),
-    "centered": (rows_of(pd.concat([table()[["patient", "subtype"]], table()[GENES] - VALUES.mean(axis=0)], axis=1)), "center at 0", None),
-    "header of one word too many": ([["what", "patient", *rows_of(table())[0][1:]], *rows_of(table())[1:]], "line 2 has|names come|names for", None),
+    "linear values": (genes(np.exp2), "pass units='linear'", N),
+    "z-scores": (genes(scaled), "standard deviation 1", None),
+    "z-scores of a part": (genes(scaled)[:28], "standard deviation 1", None),
+    "centered": (genes(lambda values: values - values.mean(axis=0)), "center at 0", None),
+    "between 0 and 1": (genes(lambda values: (values - values.min(0)) / np.ptp(values, 0)), "lowest and highest", None),
+    "header too long": ([["what", *rows_of(table())[0]], *rows_of(table())[1:]], "has 43 names for 42 columns", None),
     "cut short": ([*rows_of(table())[:-1], rows_of(table())[-1][:9]], "line 37 has 9 fields, its header 42", None),
     **{f"date {name}": (with_names(KRT5=name), f"1 genes are called by dates, as {name}", N) for name in
-       ("1-Mar", "Mar-01", "2001-09-01", "1-Mrz", "01. Mrz", "2-set", "3/1/2021", "01.03.2021", "44256", "2-Dez", "1-mars")},
+       ("1-Mar", "Mar-01", "2001-09-01", "1-Mrz", "01. Mrz", "2-set", "3/1/2021", "01.03.2021", "44256", "2-Dez")},
 }  # fmt: skip
 MATRICES = {
-    "class vanishes": (dict(rows=matrix(NAMES[:35], GENES, VALUES[:35]), about=clinical(subtype=["rare" if i == 35 else c for i, c in
-                            enumerate(CLASSES)])), "no patient of class rare of 'subtype' is left", 35),
-    "clinical rows disagree": (dict(about=[*clinical(), [NAMES[3], "other"]]), "rows 4, 37 name one 'sample' each and differ in 'subtype'", None),
-    "clinical column twice": (dict(about=[[*row, row[1]] for row in clinical()]), "column 'subtype' comes more than once", None),
+    "class gone": (dict(rows=matrix(NAMES[:35], GENES, VALUES[:35]), about=clinical(subtype=[*CLASSES[:35], "rare"])),
+                       "no patient of class rare of 'subtype' is left", 35),
+    "clinical rows disagree": (dict(about=[*clinical(), [NAMES[3], "other"]]),
+                               "rows 4, 37 name one 'sample' each and differ in 'subtype'", None),
+    "clinical column twice": (dict(about=[[*row, row[1]] for row in clinical()]), "comes more than once", None),
     "sample twice": (dict(rows=matrix([*NAMES[:35], NAMES[0]])), "columns 37 have the names of others", None),
-    "text": (dict(rows=[[("high" if (i, j) == (7, 9) else c) for j, c in enumerate(row)] for i, row in enumerate(matrix())]),
+    "text": (dict(rows=put(matrix(), 7, [*matrix()[7][:9], "high", *matrix()[7][10:]])),
              "column 10 holds a value that is not a number, first for gene CCNB1: 'high'", None),
     "dates": (dict(rows=matrix(genes=["1-Mar", "1-Mar", *GENES[2:]])), "2 genes are called by dates, as 1-Mar", N),
-    "sample without values": (dict(rows=[[("NA" if i and j == 4 else c) for j, c in enumerate(row)] for i, row in enumerate(matrix())]),
+    "sample without values": (dict(rows=[matrix()[0], *(put(row, 4, "NA") for row in matrix()[1:])]),
                               "1 patients have hardly any value, at columns 5", None),
-    "another column": (dict(about=clinical(**{"class": CLASSES}).copy()), None, N),
     "no genes": (dict(rows=matrix()[:1]), "holds no genes", None),
     "unmatched": (dict(about=clinical()[:31]), "6 of 36 samples", 30),
 }  # fmt: skip
 FILES = {
     "scaled h5ad": (lambda f: h5ad(f, **LAYERS), "give the values before that step, as layer='log2'", N),
     "donors twice": (lambda f: h5ad(f, obs=PAIRS), "column 'donor_id' names 18 patients for 36 samples", 18),
-    "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "no column 'subtyp'; columns with text: patient, subtype", None),
+    "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "columns with text: patient, subtype", None),
     "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds the class", None),
     "genes in rows, a patient twice": (lambda f: a_table(f, rows=[list(r) for r in zip(*rows_of(table()), strict=True)],
         change=lambda b: b.replace(b"PX-0007", b"PX-0006")), "a name comes more than once, at columns 9", None),
     "genes in rows, no label": (lambda f: a_table(f, rows=matrix()), "Where genes are rows", None),
-    "LFS": (lambda f: a_table(f, change=lambda b: b"version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull", None),
+    "LFS": (lambda f: a_table(f, change=lambda b: b"version https://git-lfs.github.com\n"), "git lfs pull", None),
     "web page": (lambda f: a_table(f, change=lambda b: b"<!DOCTYPE html><html>"), "is a web page", None),
     "empty": (lambda f: a_table(f, change=lambda b: b""), "is empty", None),
-    "zero byte": (lambda f: a_table(f, change=lambda b: b.replace(b"LumA", b"Lu\0A", 1)), "line 3 holds a zero byte", None),
+    "zero byte": (lambda f: a_table(f, change=lambda b: b.replace(b"LumA", b"Lu\0A", 1)), "line 3 holds a zero", None),
     "Latin-1": (lambda f: a_table(f, change=lambda b: b.replace(b"LumA", b"Lum\xe4", 1)), "is not UTF-8", None),
     "gz cut short": (lambda f: a_table(f, change=lambda b: gzip.compress(b)[:600]), "cannot be read", None),
     "several in a zip": (lambda f: a_table(f, change=lambda b: two_in_zip(b)), "holds 2 files", None),
@@ -502,12 +522,13 @@ FILES = {
     "one column": (lambda f: a_table(f, rows=[["a"], ["b"]]), "no table of several columns", None),
     "header only": (lambda f: a_table(f, rows=rows_of(table())[:1]), "0 patients", None),
     "ignore unknown": (lambda f: a_table(f) | {"ignore": ["age"]}, "no column 'age'", None),
-    "two expression files": (lambda f: {"source": study(f / "s", data_mrna_seq_v2_rsem=None, data_mrna_a="x", data_mrna_b="x"),
-                                        "label": "SUBTYPE"}, "found: data_mrna_a.txt, data_mrna_b.txt", None),
-    "no sample table": (lambda f: {"source": study(f / "s", data_clinical_sample=None), "label": "SUBTYPE"}, "data_clinical_sample.txt", None),
-    "logarithms called RSEM": (lambda f: {"source": study(f / "s", VALUES[:24].T), "label": "SUBTYPE", "min_class_size": 8},
+    "two matrices": (lambda f: {"source": study(f / "s", data_mrna_a="x", data_mrna_seq_v2_rsem=None, data_mrna_b="x"),
+                     "label": "SUBTYPE"}, "found: data_mrna_a.txt, data_mrna_b.txt", None),
+    "no sample table": (lambda f: {"source": study(f / "s", data_clinical_sample=None), "label": "SUBTYPE"},
+                        "data_clinical_sample.txt", None),
+    "logarithms called RSEM": (lambda f: {"source": study(f / "s", VALUES[:24].T), "label": "SUBTYPE"},
                                "seem to be logarithms already; pass units='log2'", 24),
-    "label in both tables": (lambda f: {"source": both_tables(f / "s"), "label": "SUBTYPE"}, "'SUBTYPE' says another thing", None),
+    "label in both tables": (lambda f: {"source": both_tables(f / "s"), "label": "SUBTYPE"}, "another thing", None),
 }  # fmt: skip
 
 
@@ -524,10 +545,10 @@ def both_tables(folder):
     return study(folder, data_clinical_sample=about.to_csv(sep="\t", index=False))
 
 
-def way_out(said):
-    """The first options that a refusal names, as they are typed there."""
-    found = re.findall(r"(\w+)=(\[[^]]*\]|'[^']*'|True)", said.split("; patient= and")[0])
-    return {word: ast.literal_eval(value) for word, value in found[::-1]}
+def ways_out(said):
+    """The options that a refusal names, as they are typed there."""
+    found = re.findall(r"(\w+)=(\[(?:'[^']*'(?:, )?)*\]|'[^']*'|True|\d+)", said.split("; patient= and")[0])
+    return [{word: ast.literal_eval(value)} for word, value in found]
 
 
 @pytest.mark.parametrize("case", [*REFUSED, *MATRICES, *FILES])
@@ -537,26 +558,27 @@ def test_what_is_wrong_is_refused_in_a_line_and_its_way_out_works_as_typed(tmp_p
         arguments = make(tmp_path)
     else:
         arguments = pair(tmp_path, **make) if case in MATRICES else a_table(tmp_path, rows=make)
-    if words is None:
-        return is_right(cohorts.load(**arguments), n)
-    said = refused(**arguments)
+    first = said = refused(**arguments)
     assert re.search(words, said) or words in said, said
-    assert str(tmp_path) in said or "classes with fewer" in said
-    if n is None:
-        return None
-    for _ in range(4):  # a way out may lead to the next refusal
-        arguments |= way_out(said)
+    assert str(tmp_path) in said
+    for option in ways_out(first)[1:]:  # each by itself leads on, if only to another question
         try:
-            cohort = cohorts.load(**arguments)
-            break
+            cohorts.load(**arguments | option)
+        except ValueError as error:
+            assert str(error) != first
+    for _ in range(4 if n else 0):  # a way out may lead to the next refusal
+        arguments |= ways_out(said)[0]
+        try:
+            assert len(cohorts.load(**arguments)) == n
+            return
         except ValueError as error:
             said = str(error)
-    assert len(cohort) == n
-    return None
+    assert n is None, said
 
 
 @pytest.mark.parametrize(("word", "value", "said"), [
-    ("several", "all", "several='all' is not known; choose one of refuse, first, mean"), ("units", "counts", "units='counts'"),
+    ("several", "all", "several='all' is not known; choose one of refuse, first, mean"),
+    ("units", "counts", "units='counts'"),
     ("label", True, "write it in quotes, as label: 'no'"), ("drop_classes", [False], "write it in quotes"),
     ("min_class_size", "x", "must be a whole number of at least 2"), ("min_class_size", 1, "at least 2"),
     ("drop_constant_genes", "no", "choose one of False, True"), ("drop_class", "B", "unknown option 'drop_class'"),
@@ -564,17 +586,23 @@ def test_what_is_wrong_is_refused_in_a_line_and_its_way_out_works_as_typed(tmp_p
 ])  # fmt: skip
 def test_options_are_taken_as_they_are_meant_or_refused(tmp_path, word, value, said):
     assert said in refused(**h5ad(tmp_path) | {word: value})
-    arguments = a_table(tmp_path, rows=beside(grade=[1 + i % 3 for i in range(N)], age=VALUES[:, 0])) | {"label": "grade"}
+    arguments = a_table(tmp_path, rows=beside(grade=[1 + i % 3 for i in range(N)], age=VALUES[:, 0])) | {
+        "label": "grade"
+    }
     cohort = cohorts.load(**arguments, drop_classes=3, min_class_size="5", ignore=["age", "subtype"])
     assert (cohort.classes, len(cohort)) == (["1", "2"], 24)
-    assert cohorts.load(**arguments | {"label": "subtype"}, ignore=("age", "grade"), drop_classes=None).classes == sorted(set(CLASSES))
+    assert cohorts.load(
+        **arguments | {"label": "subtype"}, ignore=("age", "grade"), drop_classes=None
+    ).classes == sorted(set(CLASSES))
 
 
 def test_words_for_missing_are_said_and_can_be_others(tmp_path):
     words = ["Unknown" if i % 3 == 0 else "x" if i % 3 == 1 else "y" for i in range(N)]
     arguments = pair(tmp_path, about=clinical(subtype=words))
     cohort = cohorts.load(**arguments)
-    assert cohort.classes == ["x", "y"] and "12 samples whose 'subtype' is missing (Unknown) are left out" in cohort.notes
+    assert (
+        cohort.classes == ["x", "y"] and "12 samples whose 'subtype' is missing (Unknown) are left out" in cohort.notes
+    )
     assert cohorts.load(**arguments, missing=[]).classes == ["Unknown", "x", "y"]
     assert cohorts.load(**arguments, missing=["X"]).classes == ["Unknown", "y"]
 
@@ -592,85 +620,88 @@ def test_accents_that_are_composed_and_decomposed_are_one(tmp_path):
 # --- anything else ----------------------------------------------------------------------------------------------------
 
 
-def mutations(rows, rng):
-    """One of the accidents that befall a table: what it was, and what is left of it."""
-    rows = [list(map(str, row)) for row in rows]
-    i, j = int(rng.integers(1, len(rows))), int(rng.integers(1, len(rows[0])))
-    other = int(rng.integers(1, len(rows)))
-    kind = str(rng.choice([
-        "shift", "drop cell", "blank", "retype", "sign", "comma", "double", "double row", "double column", "rename row",
-        "rename column", "case", "case of all", "merge", "swap rows", "transpose", "drop header", "drop row", "cut", "quote",
-        "missing word", "blank line", "suffix", "header short", "numbers for names", "hyphens", "huge", "date",
-    ]))  # fmt: skip
-    match kind:
-        case "shift": rows[i] = ["", *rows[i][:-1]]
-        case "drop cell": del rows[i][j]
-        case "blank": rows[i][j] = ""
-        case "retype": rows[i][j] = "see note"
-        case "sign": rows[i][j] = "#" + rows[i][j]
-        case "comma": rows[i][j] = rows[i][j].replace(".", ",")
-        case "double": rows[i][j] += rows[i][j]
-        case "double row": rows.insert(i, list(rows[i]))
-        case "double column": rows = [[*row, row[j]] for row in rows]
-        case "rename row": rows[i][0] = "other"
-        case "rename column": rows[0][j] = "other"
-        case "case": rows[i][0] = rows[i][0].swapcase()
-        case "case of all": rows = [[row[0].swapcase(), *row[1:]] for row in rows]
-        case "merge": rows[i][j - 1 : j + 1] = [rows[i][j - 1] + rows[i][j]]
-        case "swap rows": rows[i], rows[other] = rows[other], rows[i]
-        case "transpose": rows = [list(row) for row in zip(*rows, strict=True)]
-        case "drop header": del rows[0]
-        case "drop row": del rows[i]
-        case "cut": rows = [*rows[:i], rows[i][:j]]
-        case "quote": rows[i][j] = '"' + rows[i][j]
-        case "missing word": rows[i][j] = "[Not Available]"
-        case "blank line": rows.insert(i, [""] * len(rows[0]))
-        case "suffix": rows = [rows[0], *([row[0] + "-01", *row[1:]] for row in rows[1:])]
-        case "header short": rows[0] = rows[0][1:]
-        case "numbers for names": rows = [rows[0], *([str(k), *row[1:]] for k, row in enumerate(rows[1:]))]
-        case "hyphens": rows = [rows[0], *([row[0].replace("-", "."), *row[1:]] for row in rows[1:])]
-        case "huge": rows[i][j] = "1e6"
-        case "date": rows[i][0] = "1-Mar"
-    return kind, rows
+def cell(change):
+    return lambda rows, i, j: put(rows, i, [*rows[i][:j], change(rows[i][j]), *rows[i][j + 1 :]])
+
+
+def ids(change):
+    return lambda rows, i, j: [rows[0], *([change(row[0], k), *row[1:]] for k, row in enumerate(rows[1:]))]
+
+
+# An accident to row i and column j of a table, and those that leave one patient fewer.
+ACCIDENTS = {
+    "shift": lambda rows, i, j: put(rows, i, ["", *rows[i][:-1]]),
+    "drop cell": lambda rows, i, j: put(rows, i, [*rows[i][:j], *rows[i][j + 1 :]]),
+    "merge": lambda rows, i, j: put(rows, i, [*rows[i][: j - 1], rows[i][j - 1] + rows[i][j], *rows[i][j + 1 :]]),
+    "blank": cell(lambda c: ""), "retype": cell(lambda c: "see note"), "sign": cell(lambda c: "#" + c),
+    "comma": cell(lambda c: c.replace(".", ",")), "double": cell(lambda c: c + c), "quote": cell(lambda c: '"' + c),
+    "missing word": cell(lambda c: "[Not Available]"), "huge": cell(lambda c: "1e6"),
+    "double row": lambda rows, i, j: [*rows[:i], rows[i], *rows[i:]],
+    "double column": lambda rows, i, j: [[*row, row[j]] for row in rows],
+    "rename row": lambda rows, i, j: put(rows, i, ["other", *rows[i][1:]]),
+    "rename column": lambda rows, i, j: put(rows, 0, [*rows[0][:j], "other", *rows[0][j + 1 :]]),
+    "date": lambda rows, i, j: put(rows, i, ["1-Mar", *rows[i][1:]]),
+    "case": lambda rows, i, j: put(rows, i, [rows[i][0].swapcase(), *rows[i][1:]]),
+    "case of all": ids(lambda name, k: name.swapcase()), "suffix": ids(lambda name, k: name + "-01"),
+    "numbers": ids(lambda name, k: str(k)), "hyphens": ids(lambda name, k: name.replace("-", ".")),
+    "swap rows": lambda rows, i, j: put(put(rows, i, rows[-1]), len(rows) - 1, rows[i]),
+    "transpose": lambda rows, i, j: [list(row) for row in zip(*rows, strict=True)],
+    "drop header": lambda rows, i, j: rows[1:], "drop row": lambda rows, i, j: put(rows, i, None),
+    "cut": lambda rows, i, j: [*rows[:i], rows[i][:j]],
+    "blank line": lambda rows, i, j: [*rows[:i], [""] * len(rows[0]), *rows[i:]],
+    "header short": lambda rows, i, j: put(rows, 0, rows[0][1:]),
+}  # fmt: skip
+FEWER = ("drop row", "drop header", "rename row", "rename column", "missing word", "blank", "cut", "date", "retype",
+         "merge", "double", "sign", "shift")  # fmt: skip
+
+
+def spoiled(rows, rng):
+    kind, i, j = str(rng.choice(list(ACCIDENTS))), int(rng.integers(1, len(rows))), int(rng.integers(1, len(rows[0])))
+    return kind, ACCIDENTS[kind]([list(map(str, row)) for row in rows], i, j)
 
 
 def spoiled_h5ad(folder, rng):
     """An accident of an AnnData file."""
-    data = anndata.AnnData(VALUES.astype(np.float32), pd.DataFrame({"subtype": CLASSES}, NAMES), pd.DataFrame(index=GENES))
-    i, j = int(rng.integers(N)), int(rng.integers(D))
-    kind = str(rng.choice(["nan", "code", "twice", "gene twice", "class", "scale", "transpose", "profile", "counts", "none"]))
-    names, genes = list(NAMES), list(GENES)
-    match kind:
-        case "nan": data.X[i, j] = np.nan
-        case "code": data.X[i, j] = -999
-        case "twice": names[i] = names[i - 1]
-        case "gene twice": genes[j] = genes[j - 1]
-        case "class": data.obs["subtype"] = [c if k != i else "nan" for k, c in enumerate(CLASSES)]
-        case "scale": data.X = scaled(data.X)
-        case "profile": data.X[i] = data.X[i - 1]
-        case "counts": data.X = 2**data.X
-        case "none": data.obs["subtype"] = pd.Series([None, *CLASSES[1:]], NAMES)
-    data.obs_names, data.var_names = names, genes
+    data = anndata.AnnData(
+        VALUES.astype(np.float32), pd.DataFrame({"subtype": CLASSES}, NAMES), pd.DataFrame(index=GENES)
+    )
+    i, j = int(rng.integers(1, N)), int(rng.integers(1, D))
+    kind = str(
+        rng.choice(["value", "code", "name", "gene", "class", "none", "scale", "transpose", "profile", "counts"])
+    )
+    if kind in ("value", "code"):
+        data.X[i, j] = np.nan if kind == "value" else -999
+    elif kind == "profile":
+        data.X[i] = data.X[i - 1]
+    elif kind in ("name", "gene"):
+        data.obs_names = [NAMES[i - 1] if kind == "name" and k == i else name for k, name in enumerate(NAMES)]
+        data.var_names = [GENES[j - 1] if kind == "gene" and k == j else name for k, name in enumerate(GENES)]
+    elif kind in ("class", "none"):
+        data.obs["subtype"] = [("nan" if kind == "class" else None) if k == i else c for k, c in enumerate(CLASSES)]
+    else:
+        data.X = {"scale": scaled, "counts": np.exp2, "transpose": np.array}[kind](data.X)
     (data.T if kind == "transpose" else data).write_h5ad(folder / "a.h5ad")
     return kind, {"source": folder / "a.h5ad", "label": "subtype"}
 
 
 @pytest.mark.filterwarnings("ignore:(Observation|Variable) names are not unique")
 @pytest.mark.parametrize("form", ["table", "matrix", "clinical", "folder", "h5ad"])
-def test_of_a_spoiled_file_either_the_right_cohort_comes_or_one_line(tmp_path, form, monkeypatch):
+def test_of_a_spoiled_file_either_the_right_cohort_comes_or_one_line(tmp_path, form):
     rng = np.random.default_rng([7, len(form)])
     outcomes = []
-    for _ in range(60):
+    for _ in range(42):
         if form == "h5ad":
             kind, arguments = spoiled_h5ad(tmp_path, rng)
         elif form == "folder":
-            kind, rows = mutations(clinical(other=NAMES), rng)
+            kind, rows = spoiled(clinical(other=NAMES), rng)
             rows[0] = [{"sample": "SAMPLE_ID", "subtype": "SUBTYPE", "other": "PATIENT_ID"}.get(c, c) for c in rows[0]]
             about = "#a\n#b\n" + "\n".join("\t".join(row) for row in rows)
-            folder = study(tmp_path / "s", 2**VALUES.T, samples=NAMES, data_clinical_patient=None, data_clinical_sample=about)
+            folder = study(
+                tmp_path / "s", 2**VALUES.T, samples=NAMES, data_clinical_patient=None, data_clinical_sample=about
+            )
             arguments = {"source": folder, "label": "SUBTYPE"}
         else:
-            kind, rows = mutations({"table": rows_of(table()), "matrix": matrix(), "clinical": clinical()}[form], rng)
+            kind, rows = spoiled({"table": rows_of(table()), "matrix": matrix(), "clinical": clinical()}[form], rng)
             arguments = a_table(tmp_path, rows=rows) if form == "table" else pair(
                 tmp_path, **{"rows" if form == "matrix" else "about": rows})  # fmt: skip
         try:
@@ -680,11 +711,8 @@ def test_of_a_spoiled_file_either_the_right_cohort_comes_or_one_line(tmp_path, f
             assert "\n" not in said and "px-" not in said.lower() and str(tmp_path) in said, (kind, said)
             outcomes.append("refused")
         else:
-            # What was taken out of the file is missing: a row, or a name by which the tables could be joined.
-            fewer = kind in ("drop row", "drop header", "rename row", "rename column", "missing word", "blank", "cut", "date",
-                             "retype", "merge", "double", "sign", "shift")  # fmt: skip
-            is_right(cohort, len(cohort))
-            assert len(cohort) == N or (fewer and len(cohort) == N - 1), (kind, len(cohort))
+            is_right(cohort, len(cohort), np.log2(2**VALUES + 1) if form == "folder" else VALUES)
+            assert len(cohort) == N or (kind in FEWER and len(cohort) == N - 1), (kind, len(cohort))
             assert cohort.classes == sorted(set(CLASSES)), (kind, cohort.classes)
             outcomes.append("right")
-    assert outcomes.count("right") >= 3 and outcomes.count("refused") >= 20
+    assert outcomes.count("right") >= 3 and outcomes.count("refused") >= 10

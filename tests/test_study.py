@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import test_matrices
+import test_readers
 
-from genlib import panels, report, results, study
+from genlib import features, report, results, study
 
 SMOKE = ["--profile", "smoke"]
 
@@ -186,11 +186,11 @@ def test_a_change_of_any_file_of_a_cohort_is_seen(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_folder_as_downloaded_runs_with_its_path_and_label_only(runs, tmp_path):
-    genes = panels.read("pam50")
-    values = 2 ** np.random.default_rng(0).normal(8, 2, (50, test_matrices.N))
-    test_matrices.study(tmp_path / "thca_tcga", values, genes, range(1, 51))
+    genes = features.read_panel("pam50")
+    values = 2 ** np.random.default_rng(0).normal(8, 2, (50, len(test_readers.SAMPLES)))
+    test_readers.study(tmp_path / "thca_tcga", values, genes)
     finish(runs[0], "--cohort", str(tmp_path / "thca_tcga"), "--label", "SUBTYPE", "--only", "01,02")
     table = report.select(results.load(folder(runs[0])), notebook="01_cohort", group="all").set_index("metric")[
         "estimate"
     ]
-    assert table[["patients", "genes", "genes of pam50 found"]].tolist() == [test_matrices.N, 50, 50]
+    assert table[["patients", "genes", "genes of pam50 found"]].tolist() == [len(test_readers.SAMPLES), 50, 50]
