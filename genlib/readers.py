@@ -31,7 +31,7 @@ csv.field_size_limit(1 << 30)  # a line of many genes, cut at another separator,
 WORDS = yaml.safe_load((pathlib.Path(__file__).parent / "data" / "words.yaml").read_text())  # in lower case
 MISSING = tuple(WORDS["missing"])
 COUNTERS = re.compile(r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)")
-TCGA = re.compile(r"tcga-\w{2}-\w{4}(-(\d\d)[a-z]?(-.*)?)?$")
+BARCODE = re.compile(r"(tcga-\w{2}-\w{4}|target-\d\d-\w{6})(-(\d\d)[a-z]?(-.*)?)?$")
 PRIMARY, NORMAL = (1, 3, 5, 9), (10, 11, 12, 13, 14, 20, 40, 50, 60, 61)
 
 
@@ -231,8 +231,7 @@ def _blocks(path, lines, separator, width):
         if not line.strip(f"{separator} ") or re.match("!.*_table_end", line):
             continue
         line = line.replace('"', "") if line.count('"') % 2 else line
-        found = line.count(separator) + 1
-        found = len(_fields(line, separator)) if found != width and '"' in line else found
+        found = len(_fields(line, separator)) if '"' in line else line.count(separator) + 1
         if found != width:
             raise ValueError(f"{path}: line {number} has {found} fields, its header {width}; fetch it again or mend it")
         block.append((number, line))
@@ -426,7 +425,7 @@ def read_table(path, options):
     """A table with one row a patient, or one column, and the label in it: text, workbook or parquet."""
     named = {getattr(options, role) for role in ROLES} - {None} | set(options.ignore)
     parquet = path.is_dir() or path.suffix.lower() == ".parquet"
-    sheet = _parquet(path, named) if parquet else read_sheet(path, named)
+    sheet = _parquet(path, named) if parquet else read_sheet(path, named, WORDS["names"])
     turned = options.label not in sheet.header and options.label in list(sheet.text.get(0, ()))
     if turned or options.label not in sheet.header:  # then columns may be called by patients
         places = [i + 1 for i, name in enumerate(sheet.header) if name in sheet.header[:i]]
@@ -447,16 +446,18 @@ def read_table(path, options):
             f"{len(header) - len(sheet.text)}. Where genes are rows, labels stand in a row of that name, or in a table "
             "of their own (clinical=)"
         )
-    first = header[0] if header[0].lower() in WORDS["names"] and header[0] not in named else None
-    options = dataclasses.replace(options, sample=first if options.sample is None else options.sample)
-    genes, words = _gene_columns(sheet, {*named, first})
-    table = pd.DataFrame({name: sheet.text[i] for i, name in enumerate(header) if name in {*named, first}})
+    # Numbers of rows, as pandas and R write them, name nobody; the column behind them may.
+    places = (1, 0) if header[0] == "" and _is_running(sheet.text[0]) else (0,)
+    first = [header[i] for i in places if header[i].lower() in WORDS["names"] and header[i] not in named][:1]
+    options = dataclasses.replace(options, sample=options.sample or (first[0] if first else None))
+    genes, words = _gene_columns(
+        sheet, {*named, *first, *header[: len(places) - 1]}, not first and options.patient is None
+    )
+    table = pd.DataFrame({name: sheet.text[i] for i, name in enumerate(header) if name in {*named, *first}})
     obs = _obs(table.drop(columns=list(options.ignore)), options, path)
     obs["place"] += turned
-    return Parts(
-        path, sheet.numbers[:, genes], obs, [header[i] for i in genes], axis="column" if turned else "row", wide=True,
-        words=words,
-    )  # fmt: skip
+    axis, names = "column" if turned else "row", [header[i] for i in genes]
+    return Parts(path, sheet.numbers[:, genes], obs, names, axis=axis, wide=True, words=words)
 
 
 def _parquet(path, named):
@@ -478,7 +479,7 @@ def _turned(sheet, named):
     return _sheet_of(sheet.path, ["patient", *text[0]], columns, named)
 
 
-def _gene_columns(sheet, taken):
+def _gene_columns(sheet, taken, unnamed=False):
     """Positions of the columns of numbers that are not taken, and what is wrong with the columns of text."""
     words = {}
     for i in [i for i in sheet.text if sheet.header[i] not in taken]:
@@ -486,6 +487,8 @@ def _gene_columns(sheet, taken):
         numbers, bad = _numbers(column)
         if bad is None:
             sheet.numbers[:, i] = numbers
+        elif unnamed and column.is_unique:
+            words[sheet.header[i]] = f"'{sheet.header[i]}' may name the patients: patient='{sheet.header[i]}'"
         else:  # a cell among numbers is shown; a column of words may name patients
             cell = f": {column[bad][:40]!r}" if np.isfinite(numbers).mean() > 0.5 else ""
             words[sheet.header[i]] = f"'{sheet.header[i]}' holds text, first in row {bad + 1}{cell}"
@@ -600,16 +603,21 @@ def _key(name):
 
 
 def _barcode(name):
-    """Match of a TCGA barcode, also of one that R wrote with dots."""
-    return TCGA.match(_key(name))
+    """Match of a barcode of TCGA or TARGET, also of one that R wrote with dots: patient and type of the sample."""
+    return BARCODE.match(_key(name))
+
+
+def _in_barcode(name, *parts):
+    found = _barcode(name)
+    return "-".join(found[part] or "" for part in parts) if found else name
 
 
 WAYS = {
     "": str,
     ", whose names differ in case, in - . _ or by a leading X": _key,
     ", by the last part of a path, up to its first dot": lambda name: _key(re.split(r"[/\\]", name)[-1].split(".")[0]),
-    ", by the sample in their TCGA barcodes": lambda name: _key(name)[:15] if _barcode(name) else name,
-    ", by the patient in their TCGA barcodes": lambda name: _key(name)[:12] if _barcode(name) else name,
+    ", by the sample in their barcodes": lambda name: _in_barcode(name, 1, 3),
+    ", by the patient in their barcodes": lambda name: _in_barcode(name, 1),
 }
 
 
@@ -700,10 +708,8 @@ def _across(sheet, found, options):
     parts.keep_genes(~np.isin(parts.genes, options.ignore))
     about = [i for i in sheet.text if i not in (name, entrez)]
     if about:
-        said = [
-            sheet.header[i] if header[i] in (*WORDS["annotation"], *WORDS["symbols"]) else f"number {i + 1}"
-            for i in about
-        ]
+        known = {*WORDS["annotation"], *WORDS["symbols"]}
+        said = [sheet.header[i] if header[i] in known else f"number {i + 1}" for i in about]
         parts.notes.append(f"genes are called by column {name + 1}; columns about genes are left out: {some(said)}")
     return parts
 
@@ -754,11 +760,14 @@ def _samples(parts, options):
     if "sample" in obs:
         _refuse_twice(parts, names, "sample" if given else "patient")
     barcodes = [_barcode(name) for name in names]
-    tcga = all(barcodes)
-    obs["name"], obs["type"] = names, [int(code[2] or 0) for code in barcodes] if tcga else _suffixes(names, obs)
-    if tcga:
-        obs["patient"] = obs["patient"] if given else names.map(lambda name: _key(name)[:12])
-        obs["site"] = obs["site"] if "site" in obs else names.str[5:7]
+    coded, donors = all(barcodes), names.str.extract(r"^(GTEX-\w+)-", expand=False)
+    obs["name"], obs["type"] = names, [int(code[3] or 0) for code in barcodes] if coded else _suffixes(names, obs)
+    if coded and not given:
+        obs["patient"] = [code[1] for code in barcodes]
+    elif donors.notna().all() and not given:
+        obs["patient"] = donors
+    if coded and "site" not in obs and obs["name"].str.lower().str.startswith("tcga").all():
+        obs["site"] = names.str[5:7]
     for column in [c for c in obs if c.startswith("who ") and "patient" not in obs]:
         patients = obs[column][obs[column] != ""]
         if patients.nunique() < len(patients):
@@ -779,18 +788,16 @@ def _samples(parts, options):
         if mask.any():
             parts.notes.append(f"{int(mask.sum())} samples {words} are left out, by the type in their names or table")
     parts.keep((~normal & ~further).to_numpy())
-    _one_a_patient(parts, options, tcga and "sample" in obs)
+    _one_a_patient(parts, options, coded and "sample" in obs)
 
 
 def _suffixes(names, obs):
     """Sample types behind the patients' ids, as -01 and -11, where every sample has one."""
-    if "patient" not in obs:
-        return 0
-    pairs = zip(names, obs["patient"], strict=True)
+    pairs = zip(names, obs["patient"], strict=True) if "patient" in obs else []
     behind = [
         re.match(r"-(\d\d)[A-Z]?(-|$)", name[len(who) :]) if name.startswith(who) else None for name, who in pairs
     ]
-    return [int(one[1]) for one in behind] if all(behind) else 0
+    return [int(one[1]) for one in behind] if behind and all(behind) else 0
 
 
 def _refuse_twice(parts, names, kind):
@@ -890,12 +897,22 @@ def _clinical(parts):
 
 def _refuse_clinical(parts, columns):
     names = [*parts.words, *(parts.genes[i] for i in columns)]
-    why = [*list(parts.words.values())[:1], *["they are clinical by name, or whole numbers"] * (len(columns) > 0)]
+    why = [
+        *sorted(parts.words.values(), key=lambda words: "may name" not in words)[:1],
+        *["they are clinical by name, or whole numbers"] * (len(columns) > 0),
+    ]
     if names:
         raise ValueError(
             f"{parts.path}: {len(names)} columns seem to hold no expression: {some(names)} ({'; '.join(why)}). "
             f"Correct values, or leave out what is no gene with ignore={names[:20]}; patient= and site= name others"
         )
+
+
+def _is_running(words):
+    numbers = sorted(int(word) for word in words if word.isdigit())
+    return (
+        len(numbers) > 1 and len(numbers) == len(words) and numbers == list(range(numbers[0], numbers[0] + len(words)))
+    )
 
 
 JOINED = re.compile(r"(?:(.+?) ?[|_(])?(\d+)\)?")
@@ -926,8 +943,7 @@ def split_names(symbols, entrez):
     found = [None if known else JOINED.fullmatch(symbol) for symbol, known in zip(symbols, entrez, strict=True)]
     fits = [one for one in found if one]
     before = [one[1] for one in fits if one[1] and one[1] != "?"]
-    bare = sorted(int(one[2]) for one in fits if not one[1])
-    counting = len(bare) > 1 and bare in (list(range(len(bare))), list(range(1, len(bare) + 1)))
+    counting = _is_running([one[2] for one in fits if not one[1]])
     alike = before and 2 * len(set(before)) <= len(before)
     if 2 * len(fits) < max(1, entrez.count("")) or alike or counting:
         return list(symbols), entrez
@@ -1066,13 +1082,11 @@ def _lost(parts, options):
     if len(constant) and not parts.portal and not options.drop_constant_genes:
         words = f"{len(constant)} genes have the same value in all patients, as {some(constant)}"
         raise ValueError(f"{parts.path}: {words}; remove them, or pass drop_constant_genes=True")
-    for mask, words in (
-        (~named, "rows without symbol and Entrez id"),
-        (named & ~finite, "genes with missing values"),
-        (named & finite & ~moving, "genes with one value in all patients"),
-    ):
+    words = ("rows without symbol and Entrez id", "genes with missing values", "genes with one value in all patients")
+    masks = (~named, named & ~finite, named & finite & ~moving)
+    for mask, what in zip(masks, words, strict=True):
         if mask.any():
-            parts.notes.append(f"{mask.sum()} {words} are left out")
+            parts.notes.append(f"{mask.sum()} {what} are left out")
     # Of rows with one name the one that is expressed most stays.
     columns = np.flatnonzero(named & finite & moving)
     order = columns[np.argsort(-values[:, columns].mean(axis=0), kind="stable")]
