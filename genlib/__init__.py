@@ -13,8 +13,6 @@ import warnings
 # TensorFlow talks on standard error about processor features before anything can be configured from Python.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Models train side by side, one thread each, which is faster than several threads on one small product.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 # A dependency of TensorFlow's model garden announces the end of Python 3.11 on import; nothing here uses it.
 warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)

@@ -6,9 +6,11 @@ never sees a model, and here it never chooses whom it judges by the target's mem
 
 import collections
 import contextlib
+import functools
 import warnings
 
 import numpy as np
+import tensorflow as tf
 from scipy.special import log_softmax, logsumexp
 from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
     membership_inference_attack as mia,
@@ -20,7 +22,7 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_s
 )
 from tqdm.auto import tqdm
 
-from genlib import metrics
+from genlib import membership, metrics
 
 TF_PRIVACY_ATTACKS = {
     "loss threshold": AttackType.THRESHOLD_ATTACK,
@@ -95,7 +97,7 @@ def tf_privacy(
     >>> scores["loss threshold", "all"].shape
     (2, 40)
     """
-    logits, labels, members = _checked(logits, labels, members)
+    logits, labels, members = check(logits, labels, members)
     _refuse_unknown("attack", attacks, TF_PRIVACY_ATTACKS)
     _refuse_unknown("slice", slices, ("all", "class", "correct", "wrong"))
     judged = np.ones(len(labels), bool) if evaluated is None else np.asarray(evaluated)
@@ -142,17 +144,15 @@ def signal(logits, labels):
 
 
 FEWEST_SHADOWS = 4
-# A patient's own variance needs so many shadow models a side (Carlini et al. use 32 and more); below, it is pooled.
-SHADOWS_FOR_OWN_VARIANCE = 24
 
 
-def lira(logits, labels, members, variant="online", variance="auto", shadows=None):
-    """Likelihood-ratio attack: score how much the target looks like models that know the patient.
+def lira(logits, labels, members, variant="online", variance="pooled", shadows=None):
+    """Likelihood-ratio attack on answers: score how much the target looks like models that know the patient.
 
     Threat model (auditor): the attacker trained shadow models on random halves of the same cohort, which is the worst
-    case
-    and what a data custodian should assume. Every model is the target in turn; all others are its shadow models but its
-    complement twin, whose members are exactly the target's non-members. With `shadows` the attacker is an outsider.
+    case and what a data custodian should assume. Every model is the target in turn; all others are its shadow models
+    but its complement twin, whose members are exactly the target's non-members. With `shadows` the attacker is an
+    outsider.
 
     Parameters
     ----------
@@ -162,12 +162,8 @@ def lira(logits, labels, members, variant="online", variance="auto", shadows=Non
         (n,) int.
     members : numpy.ndarray
         (M, n) bool; rows 2j and 2j + 1 are twins.
-    variant : {"online", "offline"}
-        Online: log N(phi; mu_in, sd_in) - log N(phi; mu_out, sd_out). Offline: (phi - mu_out) / sd_out, a monotone form
-        of the paper's Phi of it that does not run into ties at 1.
-    variance : {"auto", "patient", "pooled"}
-        Standard deviations patient by patient, or one for all patients; ``"auto"``: patient by patient from 24 shadow
-        models a side on.
+    variant, variance
+        As in `likelihood_ratio`.
     shadows : (numpy.ndarray, numpy.ndarray), optional
         Logits (S, n, k) and members (S, n) of other models; all of them are shadow models of every target.
 
@@ -179,8 +175,7 @@ def lira(logits, labels, members, variant="online", variance="auto", shadows=Non
     Raises
     ------
     ValueError
-        When shapes disagree, an option is unknown, or some patient has fewer than 4 shadow models on a side that the
-        variant needs; says how many models are needed.
+        As `likelihood_ratio`, or when an argument is not what `check` asks for.
 
     References
     ----------
@@ -195,46 +190,83 @@ def lira(logits, labels, members, variant="online", variance="auto", shadows=Non
     >>> bool(scores[members].mean() > scores[~members].mean())
     True
     """
-    logits, labels, members = _checked(logits, labels, members)
+    logits, labels, members = check(logits, labels, members)
+    if shadows is not None:
+        answers, _, known = _of_shadows(logits, labels, shadows)
+        shadows = signal(answers, labels), known
+    return likelihood_ratio(signal(logits, labels), members, variant, variance, shadows)
+
+
+def likelihood_ratio(signals, members, variant="online", variance="pooled", shadows=None):
+    """LiRA on any signal of a model about a patient, or on several together, as answers and weights.
+
+    Parameters
+    ----------
+    signals : numpy.ndarray
+        (M, n), or (M, n, c) for c signals whose joint Gaussian is compared.
+    members : numpy.ndarray
+        (M, n) bool; rows 2j and 2j + 1 are twins.
+    variant : {"online", "offline"}
+        Online: log N(s; mu_in, cov_in) - log N(s; mu_out, cov_out). Offline: (s - mu_out) / sd_out, a monotone form of
+        the paper's Phi of it that does not run into ties at 1; of several signals the sum of these distances after
+        they are decorrelated, which is best where training moves all of them equally far.
+    variance : {"pooled", "patient"}
+        One covariance for all patients, or one each, which takes 24 shadow models a side or more.
+    shadows : (numpy.ndarray, numpy.ndarray), optional
+        Signals and members of other models; all of them are shadow models of every target.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64, as in `lira`.
+
+    Raises
+    ------
+    ValueError
+        When an option is unknown, or some patient has fewer than 4 shadow models on a side that the variant needs;
+        says how many models are needed.
+
+    Examples
+    --------
+    >>> members = np.repeat(np.random.default_rng(0).random((8, 30)) < 0.5, 2, axis=0)
+    >>> members[1::2] ^= True
+    >>> pair = np.random.default_rng(1).normal(size=(16, 30, 2)) + members[:, :, None]
+    >>> likelihood_ratio(pair, members).shape
+    (16, 30)
+    """
     _refuse_unknown("variant", [variant], ("online", "offline"))
-    _refuse_unknown("variance", [variance], ("auto", "patient", "pooled"))
-    phi = signal(logits, labels)
-    if shadows is None:
-        known, known_members, leave_out = phi, members, True
-    else:
-        shadow_logits, _, known_members = _checked(shadows[0], labels, shadows[1])
-        known, leave_out = signal(shadow_logits, labels), False
-    sides = {"out": _side(known, ~known_members, len(phi), leave_out)}
-    if variant == "online":
-        sides["in"] = _side(known, known_members, len(phi), leave_out)
-    fewest = min(_fewest(count) for count, _, _ in sides.values())
-    if fewest < FEWEST_SHADOWS:
-        raise ValueError(
-            f"{variant} LiRA needs at least {FEWEST_SHADOWS} shadow models on a side for every patient, there are "
-            f"{fewest}; train at least {2 * FEWEST_SHADOWS + 2} models in twins"
-        )
-    own = variance == "patient" or (variance == "auto" and fewest >= SHADOWS_FOR_OWN_VARIANCE)
-    density = {side: _gaussian(phi, *moments, own) for side, moments in sides.items()}
-    if variant == "offline":
-        return density["out"][0]
-    return density["in"][1] - density["out"][1]
+    _refuse_unknown("variance", [variance], ("pooled", "patient"))
+    signals = np.asarray(signals, np.float64).reshape(*members.shape, -1)
+    known, known_members = (signals, members) if shadows is None else shadows
+    known = np.asarray(known, np.float64).reshape(*known_members.shape, -1)
+    # Around each patient's mean, so that squares do not drown small variances.
+    center = known.mean(axis=0)
+    sides = {"in": known_members, "out": ~known_members} if variant == "online" else {"out": ~known_members}
+    of = {side: _moments(known - center, chosen, len(signals), shadows is None) for side, chosen in sides.items()}
+    _refuse_few(f"{variant} LiRA", [count for count, _, _ in of.values()])
+    density = {side: _gaussian(signals - center, *moments, variance == "patient") for side, moments in of.items()}
+    return density["out"][0] if variant == "offline" else density["in"][1] - density["out"][1]
 
 
-def _side(phi, chosen, n_targets, leave_out):
-    """Number, sum and sum of squares of the chosen shadow models' signals, for every target and patient.
+def _moments(values, chosen, n_targets, leave_out):
+    """Number, mean (M, n, c) and covariance (M, n, c, c) of the chosen shadow models' signals for each target."""
+    count, mean = _mean(values, chosen, n_targets, leave_out)
+    square = _mean(values[..., None] * values[..., None, :], chosen, n_targets, leave_out)[1]
+    return count, mean, square - mean[..., None] * mean[..., None, :]
+
+
+def _mean(values, chosen, n_targets, leave_out):
+    """Number (M, n) and mean (M, n, ...) of the chosen shadow models' values, for every target and patient.
 
     `leave_out` takes the target and its twin out of the sums over all models.
     """
-    # Around the patient's mean, so that squares do not drown small variances.
-    center = np.mean(phi, axis=0)
-    parts = [chosen * (phi - center) ** power for power in range(3)]
-    totals = [np.broadcast_to(part.sum(axis=0), (n_targets, part.shape[1])) for part in parts]
+    weight = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)).astype(float)
+    parts = weight, np.where(weight, values, 0)
+    totals = [np.broadcast_to(part.sum(axis=0), (n_targets, *part.shape[1:])) for part in parts]
     if leave_out:
         totals = [total - part - _of_twin(part) for total, part in zip(totals, parts, strict=True)]
-    count, total, squares = totals
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total / count
-        return count, mean + center, np.maximum(squares - count * mean**2, 0)
+        return totals[0].reshape(n_targets, -1), totals[1] / totals[0]
 
 
 def _of_twin(values):
@@ -246,21 +278,30 @@ def _of_twin(values):
     return swapped
 
 
-def _fewest(count):
-    """Fewest shadow models of a patient that has any on this side: one that has none gets no score instead."""
-    return int(count[count > 0].min()) if (count > 0).any() else 0
+def _refuse_few(attack, counts):
+    """Refuse a patient with some shadow models on a side but too few; one that has none gets no score instead."""
+    fewest = min(int(count[count > 0].min()) if (count > 0).any() else 0 for count in counts)
+    if fewest < FEWEST_SHADOWS:
+        raise ValueError(
+            f"{attack} needs at least {FEWEST_SHADOWS} shadow models on a side for every patient, there are {fewest}; "
+            f"train at least {2 * FEWEST_SHADOWS + 2} models in twins"
+        )
 
 
-def _gaussian(phi, count, mean, squares, own):
+def _gaussian(signals, count, mean, covariance, own):
     """Standardized distance and log-density (without the constant) of the targets' signals under one side."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if own:
-            spread = np.sqrt(squares / count)
-        else:
-            spread = np.sqrt(np.nansum(squares, axis=1, keepdims=True) / count.sum(axis=1, keepdims=True))
-        spread = np.maximum(spread, np.finfo(float).tiny ** 0.25)
-        distance = (phi - mean) / spread
-        return distance, np.where(count > 0, -np.log(spread) - distance**2 / 2, np.nan)
+    if not own:
+        weights = count[..., None, None] / count.sum(axis=1)[:, None, None, None]
+        covariance = np.nansum(weights * covariance, axis=1, keepdims=True)
+    floor = np.finfo(float).tiny ** 0.5
+    covariance = np.where(np.isnan(covariance), 0, covariance) + floor * np.eye(signals.shape[2])
+    spread = np.sqrt(np.maximum(np.einsum("...ii->...i", covariance), floor))
+    apart = (signals - mean) / spread
+    inverse = np.linalg.inv(covariance / (spread[..., None] * spread[..., None, :]))
+    distance = np.einsum("mni,mnij->mn", apart, inverse) / np.sqrt(inverse.sum(axis=(2, 3)))
+    square = np.einsum("mni,mnij,mnj->mn", apart, inverse, apart)
+    size = np.linalg.slogdet(inverse)[1] / 2 - np.log(spread).sum(axis=2)
+    return distance, np.where(count > 0, size - square / 2, np.nan)
 
 
 def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
@@ -307,28 +348,19 @@ def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
     >>> bool(scores[members].mean() > scores[~members].mean())
     True
     """
-    logits, labels, members = _checked(logits, labels, members)
+    logits, labels, members = check(logits, labels, members)
     _refuse_unknown("variant", [variant], ("online", "offline"))
     log_p = _log_likelihood(logits, labels)
-    p = np.exp(log_p)
-    if shadows is None:
-        known, known_members, leave_out = p, members, True
-    else:
-        shadow_logits, _, known_members = _checked(shadows[0], labels, shadows[1])
-        known, leave_out = np.exp(_log_likelihood(shadow_logits, labels)), False
-    counts, outside = _side(known, ~known_members, len(p), leave_out)[:2]
-    fewest = _fewest(counts)
-    if variant == "online":
-        counts_in, inside = _side(known, known_members, len(p), leave_out)[:2]
-        fewest = min(fewest, _fewest(counts_in))
-    if fewest < FEWEST_SHADOWS:
-        raise ValueError(
-            f"{variant} RMIA needs at least {FEWEST_SHADOWS} shadow models on a side for every patient, there are "
-            f"{fewest}; train at least {2 * FEWEST_SHADOWS + 2} models in twins"
-        )
+    known, known_members = np.exp(log_p), members
+    if shadows is not None:
+        answers, _, known_members = _of_shadows(logits, labels, shadows)
+        known = np.exp(_log_likelihood(answers, labels))
+    counts, outside = _mean(known, ~known_members, len(log_p), shadows is None)
+    counts_in, inside = _mean(known, known_members, len(log_p), shadows is None)
+    _refuse_few(f"{variant} RMIA", [counts, counts_in] if variant == "online" else [counts])
     if variant == "online":
         return _share_below(log_p - _log((inside + outside) / 2), gamma)
-    constants = _offline_constants(known, known_members, len(p), leave_out, gamma)[:, None]
+    constants = _offline_constants(known, known_members, len(log_p), shadows is None, gamma)[:, None]
     return _share_below(log_p - _log(((1 + constants) * outside + 1 - constants) / 2), gamma)
 
 
@@ -386,8 +418,7 @@ def threshold(logits, labels, members, signal_name="loss", per_class=False):
     """Judge everybody by one number of the model's output, or each class by a threshold of its own.
 
     Threat model: the attacker sees the logits; for thresholds per class it also has shadow models, on which it finds,
-    for
-    each class, how rare such a number is among non-members.
+    for each class, how rare such a number is among non-members.
 
     Parameters
     ----------
@@ -420,7 +451,7 @@ def threshold(logits, labels, members, signal_name="loss", per_class=False):
     >>> threshold(logits, np.array([1, 1]), np.array([[True, False]])).round(1)
     array([[ 2., -1.]])
     """
-    logits, labels, members = _checked(logits, labels, members)
+    logits, labels, members = check(logits, labels, members)
     _refuse_unknown("signal", [signal_name], SIGNALS)
     values = _signal_values(logits, labels, signal_name)
     if not per_class:
@@ -480,69 +511,335 @@ def label_only(logits, labels, members, calibrated=True):
     >>> label_only(np.array([[[0.0, 2.0], [1.0, 0.0]]]), np.array([1, 1]), np.array([[True, False]]), calibrated=False)
     array([[1., 0.]])
     """
-    logits, labels, members = _checked(logits, labels, members)
+    logits, labels, members = check(logits, labels, members)
     right = (logits.argmax(axis=2) == labels).astype(float)
     if not calibrated:
         return right
-    return right - _side(right, ~members, len(right), True)[1]
+    return right - _mean(right, ~members, len(right), True)[1]
 
 
-THREAT_MODELS = ("auditor", "outsider", "label-only", "second sample")
+# Attacks on weights.
+
+SMALLEST = 1e-9  # eigenvalues of X X^T below this share of their mean count as zero
+FIRST_RIDGE = 0.01  # share of the mean diagonal; what is chosen from there hardly depends on it
 
 
-def under(threat_model, logits, labels, members, shadows=None):
-    """Attack as somebody who knows and sees just what a threat model says.
+def span(inside, x, directions, ridge=0.0):
+    """Attack on a first kernel: score how far training pushed it along a patient's profile. No shadow models.
+
+    With more features than patients, SGD leaves the first kernel at W = s W_0 + X^T A, where A is zero in the rows of
+    all who did not train. So C = (X X^T)^-1 X W is A plus the start's noise. A patient's row of it is projected on the
+    direction in which training pushes members of that class, and divided by what it has of noise.
+
+    Threat model: the attacker has the model, and profile and class of each candidate. The null law is known for SGD,
+    with momentum and coupled L2, if the start is Gaussian and unknown to the attacker and every member is a candidate:
+    with `ridge=0` non-members are N(0, v), v being what is left of the variance of the start's entries, as in the part
+    of the kernel that no profile reaches. What members who are no candidates add is not in it. With a ridge, or under
+    Adam, no null law is known: non-members whom the attacker knows set the threshold.
 
     Parameters
     ----------
-    threat_model : {"auditor", "outsider", "label-only", "second sample"}
-        ``"auditor"``: shadow models on random halves of the same cohort; online LiRA. ``"outsider"``: shadow models on
-        patients disjoint from the target's, given by `shadows`; offline LiRA. ``"label-only"``: an auditor who sees
-        the predicted class alone. ``"second sample"``: an auditor who holds another measurement of each patient than
-        the one that trained, and asks all models about it; `logits` are their answers for those measurements.
-    logits, labels, members
-        As in `lira`.
-    shadows : (numpy.ndarray, numpy.ndarray), optional
-        As in `lira`; for the outsider alone.
+    inside : numpy.ndarray
+        (M, n, h) products X W with the first kernels, without bias: `inside` of `genlib.bank.train`.
+    x : numpy.ndarray
+        (n, d) profiles of the candidates, and of others to regress on.
+    directions : numpy.ndarray
+        (M, n, h), of any length; see `directions`. Where it is zero the score is 0: nothing speaks for a member.
+    ridge : float or numpy.ndarray
+        Added to X X^T, as a share of its mean diagonal; one for all models or (M,), as `ridges` chooses.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n) float64: <C_i, v_i> / (|v_i| sqrt(((X X^T)^-1)_ii)), higher = more likely a member.
+
+    Raises
+    ------
+    ValueError
+        When shapes disagree, or profiles depend on one another and there is no ridge.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x, members = rng.normal(size=(20, 90)), np.arange(20) < 10
+    >>> kernel = rng.normal(size=(90, 3)) + x.T @ (members[:, None] * np.array([1.0, 0.0, 0.0]))
+    >>> scores = span((x @ kernel)[None], x, np.broadcast_to([1.0, 0.0, 0.0], (1, 20, 3)))
+    >>> metrics.auc(scores, members[None]) > 0.9
+    True
+    """
+    coefficients, spread = _solve(inside, x, ridge)
+    return _along(coefficients, directions) / np.sqrt(spread)
+
+
+def left_out(inside, x, ridge=0.0):
+    """What all others say of a patient's products with the first kernel: a regression that leaves the patient out.
+
+    It does not hold the patient's own noise, and so does not bias the choice of a direction as `inside` would.
+
+    Parameters
+    ----------
+    inside, x, ridge
+        As in `span`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, h).
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(4, 9))
+    >>> others = x[:3] @ np.linalg.lstsq(x[:3], x[:3, :1], rcond=None)[0]  # of what the last patient is no part
+    >>> left_out(x[None, :, :1], x)[0, 3] - x[3] @ np.linalg.lstsq(x[:3], others, rcond=None)[0] < 1e-9
+    array([ True])
+    """
+    coefficients, spread = _solve(inside, x, ridge)
+    return np.asarray(inside, np.float64) - coefficients / spread[..., None]
+
+
+def directions(products, further, labels, activation="relu"):
+    """Direction in which training pushes a patient's products with the first kernel.
+
+    The push on the logits is the true class less the probabilities: those of a start that knows nothing, 1 / k, and
+    those of the end, averaged. Keras' own derivatives take it back through the layers.
+
+    Parameters
+    ----------
+    products : numpy.ndarray
+        (M, n, h), as from `left_out`.
+    further : list of numpy.ndarray
+        First bias, then kernel and bias of each further dense layer, with a leading axis M: `further` of
+        `genlib.bank.train`.
+    labels : numpy.ndarray
+        (n,) int, or (M, n) where the attacker does not know the class and takes each model's answer.
+    activation : str or callable
+        Of all layers but the last, as Keras knows it.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M, n, h) float64.
+
+    Examples
+    --------
+    >>> directions(np.zeros((1, 1, 3)), [np.zeros((1, 3))], np.array([2])).round(2)
+    array([[[-0.33, -0.33,  0.67]]])
+    """
+    with tf.GradientTape() as tape:
+        through, _ = _forward(tape, products, further, activation)
+    first, answers = through[0], through[-1]
+    true = tf.one_hot(np.broadcast_to(labels, answers.shape[:2]), answers.shape[2], dtype=tf.float64)
+    push = true - (1 / answers.shape[2] + tf.nn.softmax(answers)) / 2
+    return tape.gradient(answers, first, push).numpy()
+
+
+def ridges(inside, x, directions):
+    """Choose a ridge for each model from its weights alone, before anybody is accused; (M,).
+
+    Where coefficients of mean square t lie under start noise of variance v, the ridge v / t predicts them best. Both
+    are read off at a ridge of 0.01: the noise across the directions of training, and along them what exceeds it.
+
+    Parameters
+    ----------
+    inside, x, directions
+        As in `span`, with two units or more.
+
+    Returns
+    -------
+    numpy.ndarray
+        (M,) shares of the mean diagonal of X X^T, from 1e-6 to 10 (where training cannot be seen).
+
+    References
+    ----------
+    Robinson: "That BLUP is a good thing: the estimation of random effects", Statistical Science 6(1), 1991.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x, one = rng.normal(size=(50, 200)), np.eye(30)[0]
+    >>> kernel = 0.1 * rng.normal(size=(200, 30)) + 0.1 * x.T @ ((rng.random((50, 1)) < 0.5) * one)
+    >>> bool(0.005 < ridges((x @ kernel)[None], x, np.broadcast_to(one, (1, 50, 30)))[0] < 0.02)  # 0.01 is best
+    True
+    """
+    return _ridges(_solve(inside, x, FIRST_RIDGE)[0], x, directions)
+
+
+def _ridges(coefficients, x, directions):
+    values, vectors = _spectrum(x)
+    added = FIRST_RIDGE * values.mean()
+    along = _along(coefficients, directions) ** 2
+    across = ((coefficients**2).sum(axis=2) - along).mean(axis=1) / (coefficients.shape[2] - 1)
+    start = across / (values / (values + added) ** 2).mean()
+    training = (along.mean(axis=1) - across) / ((vectors**2 @ (values / (values + added))) ** 2).mean()
+    return np.maximum(start / values.mean() / np.maximum(training, 0.1 * start / values.mean()), 1e-6)
+
+
+def on_weights(inside, x, further, labels, activation="relu", ridge=None):
+    """Attack weights from beginning to end: left-out products, directions, ridge, score.
+
+    Parameters
+    ----------
+    inside, x
+        As in `span`.
+    further, labels, activation
+        As in `directions`.
+    ridge : float, optional
+        As in `span`; by default chosen for each model by `ridges`.
 
     Returns
     -------
     numpy.ndarray
         (M, n) float64, higher = more likely a member.
 
-    Raises
-    ------
-    ValueError
-        When the threat model is unknown, an outsider has no shadow models, or another one is given them.
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(20, 90))
+    >>> kernel = np.random.default_rng(1).normal(size=(90, 3))
+    >>> on_weights((x @ kernel)[None], x, [np.zeros((1, 3))], np.arange(20) % 3).shape
+    (1, 20)
+    """
+    labels, scores = np.broadcast_to(labels, np.shape(inside)[:2]), []
+    for start in range(0, len(inside), 8):  # a few models at a time, since each takes several arrays of such a size
+        few = slice(start, start + 8)
+        coefficients, spread = _solve(inside[few], x, FIRST_RIDGE if ridge is None else ridge)
+        others = inside[few] - coefficients / spread[..., None]
+        pushes = directions(others, [part[few] for part in further], labels[few], activation)
+        if ridge is None:
+            coefficients, spread = _solve(inside[few], x, _ridges(coefficients, x, pushes))
+        scores.append(_along(coefficients, pushes) / np.sqrt(spread))
+    return np.concatenate(scores)
+
+
+def gradient_norm(inside, x, further, labels, activation="relu"):
+    """White-box attack by the length of a patient's gradient of the loss over all weights, short = member; (M, n).
+
+    Parameters as in `on_weights`. It finds about what the loss finds, since a short gradient is a small loss.
+
+    References
+    ----------
+    Nasr, Shokri, Houmansadr: "Comprehensive privacy analysis of deep learning", IEEE S&P 2019, the gradient alone.
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> members = np.repeat(rng.random((8, 30)) < 0.5, 2, axis=0) ^ (np.arange(16) % 2 == 1)[:, None]
-    >>> under("auditor", rng.normal(size=(16, 30, 2)), np.zeros(30, int), members).shape
-    (16, 30)
+    >>> gradient_norm(np.zeros((1, 1, 2)), np.zeros((1, 3)), [np.zeros((1, 2))], np.array([0])).round(2)
+    array([[-0.71]])
     """
-    _refuse_unknown("threat model", [threat_model], THREAT_MODELS)
-    if (threat_model == "outsider") != (shadows is not None):
+    with tf.GradientTape() as tape:
+        through, given = _forward(tape, inside, further, activation)
+        names = np.broadcast_to(labels, inside.shape[:2])
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(names, through[-1])
+    lengths = [1 + np.square(x).sum(axis=1), *[1 + tf.reduce_sum(one**2, axis=2).numpy() for one in given]]
+    errors = [tf.reduce_sum(one**2, axis=2).numpy() for one in tape.gradient(loss, through)]
+    return -np.sqrt(sum(error * length for error, length in zip(errors, lengths, strict=True)))
+
+
+def _forward(tape, products, further, activation):
+    """What goes into the activations, and what comes out, of M dense networks from their first products on."""
+    bias, *rest = (tf.constant(part, tf.float64) for part in further)
+    through, given = [tf.constant(products, tf.float64) + bias[:, None]], []
+    tape.watch(through[0])
+    for kernel, bias in zip(rest[::2], rest[1::2], strict=True):
+        given.append(tf.keras.activations.get(activation)(through[-1]))
+        through.append(given[-1] @ kernel + bias[:, None])
+    return through, given
+
+
+def _spectrum(x):
+    """Eigenvalues (n,) and eigenvectors (n, n) of X X^T."""
+    return _decomposed(np.asarray(x).tobytes(), np.asarray(x).dtype.str, len(x))
+
+
+@functools.lru_cache(maxsize=1)  # the functions above are called for the same profiles one after the other
+def _decomposed(content, dtype, n):
+    x = np.frombuffer(content, dtype).reshape(n, -1).astype(np.float64)
+    return np.linalg.eigh(x @ x.T)
+
+
+def _solve(inside, x, ridge):
+    """Coefficients (M, n, h) of the profiles in the kernels, and the diagonal (M, n) of the inverse behind them."""
+    if np.ndim(inside) != 3 or np.shape(inside)[1] != len(x):
+        raise ValueError(f"shapes disagree: inside {np.shape(inside)}, x {np.shape(x)}; they must be (M, n, h), (n, d)")
+    values, vectors = _spectrum(x)
+    if values[0] < SMALLEST * values.mean() and np.min(ridge) <= 0:
         raise ValueError(
-            f"threat_model='{threat_model}': an outsider needs shadow models of its own (shadows=...), and nobody else "
-            "takes them"
+            f"ridge={ridge}: {len(x)} profiles with {x.shape[1]} features depend on one another, so no coefficient "
+            "is determined; give a ridge above 0, as 0.1, or fewer candidates than features and nobody twice"
         )
-    if threat_model == "label-only":
-        return label_only(logits, labels, members)
-    if threat_model == "outsider":
-        return lira(logits, labels, members, "offline", shadows=shadows)
-    return lira(logits, labels, members, variance="pooled" if threat_model == "second sample" else "auto")
+    shrunk = 1 / (values + values.mean() * np.broadcast_to(ridge, len(inside))[:, None])
+    coefficients = vectors @ (shrunk[..., None] * (vectors.T @ np.asarray(inside, np.float64)))
+    return coefficients, shrunk @ (vectors**2).T
 
 
-def _checked(logits, labels, members):
+def _along(values, directions):
+    """Length of (M, n, h) along directions; 0 where there is none."""
+    size = np.linalg.norm(directions, axis=2)
+    return np.einsum("mih,mih->mi", values, directions) / np.where(size > 0, size, 1)
+
+
+def check(logits, labels, members):
+    """Refuse what an attack would take and answer wrongly.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        (M, n, k), finite, at least two classes, no probabilities.
+    labels : numpy.ndarray
+        (n,) whole numbers from 0 to k - 1.
+    members : numpy.ndarray
+        (M, n) bool.
+
+    Returns
+    -------
+    logits, labels, members : numpy.ndarray
+
+    Raises
+    ------
+    ValueError
+        Names the argument, what it holds and the way out.
+
+    Examples
+    --------
+    >>> check(np.array([[[0.9, 0.1]]]), np.array([0]), np.array([[True]]))
+    Traceback (most recent call last):
+    ValueError: logits hold probabilities: each row is within 0 and 1 and adds up to 1; give their logarithms, ...
+    """
     logits, labels, members = np.asarray(logits), np.asarray(labels), np.asarray(members)
     if logits.ndim != 3 or logits.shape[:2] != members.shape or labels.shape != members.shape[1:]:
         raise ValueError(
             f"shapes disagree: logits {logits.shape}, labels {labels.shape}, members {members.shape}; they must be "
             "(M, n, k), (n,) and (M, n)"
         )
+    if logits.shape[2] < 2:
+        raise ValueError(
+            "logits have a single output, as of a sigmoid for two classes; give both classes: np.stack([0 * z, z], "
+            "axis=2), z being that output before the sigmoid"
+        )
+    membership.check(labels, members, logits.shape[2])
+    bad = ~np.isfinite(logits)
+    if bad.any():
+        m, i, k = np.argwhere(bad)[0]
+        raise ValueError(
+            f"logits of {bad.any(axis=(1, 2)).sum()} of {len(logits)} models are not finite: the first is "
+            f"{logits[m, i, k]}, model {m}, row {i}, class {k}; leave out a model that diverged, or lower its learning "
+            "rate; take logarithms of probabilities as np.log(np.maximum(p, 1e-30))"
+        )
+    if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(axis=2), 1, atol=1e-3):
+        raise ValueError(
+            "logits hold probabilities: each row is within 0 and 1 and adds up to 1; give their logarithms, "
+            "np.log(np.maximum(p, 1e-30)), or the model's outputs before the softmax"
+        )
     return logits, labels, members
+
+
+def _of_shadows(logits, labels, shadows):
+    """Answers and members of shadow models, checked, and that they know the classes of the target."""
+    answers, _, known = check(shadows[0], np.zeros_like(labels), shadows[1])
+    if answers.shape[2] != logits.shape[2]:
+        raise ValueError(
+            f"shadows: their models know {answers.shape[2]} classes, the target {logits.shape[2]}; train shadow models "
+            "on patients of all of the target's classes"
+        )
+    return answers, labels, known
 
 
 def _refuse_unknown(kind, given, known):

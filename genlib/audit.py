@@ -6,7 +6,9 @@ so 0 means that nothing was shown, not that nothing leaks.
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import optimize, special, stats
+
+from genlib import metrics
 
 CONFIDENCE = 0.95
 # Differential privacy bounds each of these for any set of answers, so it may name on either side of a threshold.
@@ -16,6 +18,7 @@ STATEMENTS = (
     ("below", "TPR <= e^eps FPR + delta"),
     ("below", "TNR <= e^eps FNR + delta"),
 )
+TRIALS = 400  # simulated audits behind a power
 TWIN_BITS = 20  # independent draws look like twins throughout with a chance of one in a million
 
 
@@ -120,8 +123,6 @@ def many_runs(statistics, included, delta, confidence=CONFIDENCE):
     >>> table = many_runs(statistics, included, delta=1e-5)
     >>> table["epsilon_low"].round(2).tolist()
     [0.0, 2.7]
-    >>> round(power(400, n_canaries=2, delta=1e-5), 2)
-    3.11
     """
     _refuse_levels(delta, confidence)
     statistics, included = np.asarray(statistics, float), np.asarray(included, bool)
@@ -139,48 +140,78 @@ def many_runs(statistics, included, delta, confidence=CONFIDENCE):
     return pd.DataFrame(rows)
 
 
-def power(n_models, n_canaries, delta, confidence=CONFIDENCE):
-    """Largest epsilon that `many_runs` can show, of a canary that gives itself away in every model.
+def power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors=(1, 2, 3, 4, 5), seed=0):
+    """Chance that an audit exposes a training whose noise is too small by a factor: state it before the audit.
 
-    State it before the audit. Half of the second half's models are taken to include the canary; an uneven toss shifts
-    what can be shown by about sqrt(2 / n_models) either way.
+    A canary moves what the auditor sees by as much as clipping allows, so it is one draw out of N(0, 1) or N(d, 1),
+    with the largest d that the promise allows, times the factor. Every canary is of this kind and the tosses fall even;
+    weaker canaries show less. The factor 1 is no fault.
 
     Parameters
     ----------
+    promise, delta : float
+        The (epsilon, delta) that is audited.
     n_models, n_canaries : int
-    delta, confidence : float
-        As in `many_runs`.
+        As `many_runs` gets them.
+    n_one_run, n_guesses : int
+        Canaries and guesses of `one_run`.
+    factors : sequence of float
+        By how much the noise is too small.
+    seed : int
+        Of the simulated audits.
 
     Returns
     -------
-    float
-        log((t^(1/a) - delta) / (1 - t^(1/b))) with t = (1 - confidence) / (2 n_canaries) and a, b the models of the
-        second half with and without the canary; 0 where so few models can show nothing.
-
-    Raises
-    ------
-    ValueError
-        When a number is below 1, or `delta` or `confidence` is out of range.
+    pandas.DataFrame
+        Columns factor, many_runs, one_run: the chances that the bound exceeds the promise, at 95 % confidence.
 
     References
     ----------
-    Clopper, Pearson: Biometrika 26(4), 1934, with all or none of the cases a success.
+    Distance of two normals that (epsilon, delta) allows: Balle, Wang, ICML 2018, theorem 8.
 
     Examples
     --------
-    >>> [round(power(n, n_canaries=1, delta=1e-5), 2) for n in (20, 100, 1000)]
-    [0.0, 1.84, 4.21]
+    >>> power(1.0, 1e-5, 500, n_canaries=4, n_one_run=300, n_guesses=120).round(1)["many_runs"].tolist()
+    [0.0, 0.0, 0.0, 0.1, 0.6]
     """
-    _refuse_levels(delta, confidence)
-    if n_models < 1 or n_canaries < 1:
-        raise ValueError(f"n_models={n_models}, n_canaries={n_canaries}: both must be at least 1")
-    tail = _tail(n_canaries, confidence)
-    second = n_models - n_models // 2
-    smaller = second // 2
-    if smaller < _fewest(delta, tail):
-        return 0.0
-    # Where the halves differ by one, the larger side does more for the rate that must be shown to be small.
-    return float(np.log((tail ** (1 / smaller) - delta) / -np.expm1(np.log(tail) / (second - smaller))))
+    _refuse_levels(delta, CONFIDENCE)
+    if n_models < 8 or n_canaries < 1 or not 2 <= n_guesses <= n_one_run:
+        raise ValueError(
+            f"n_models={n_models}, n_canaries={n_canaries}, n_guesses={n_guesses} of n_one_run={n_one_run}: give at "
+            "least 8 models and 1 canary, and from 2 guesses to one a canary"
+        )
+    rng, rows = np.random.default_rng([seed, 27]), []
+    for factor in factors:
+        distance = factor * _distance(promise, delta)
+        missed = 1 - _one_canary_shows(rng, distance, promise, delta, n_models // 4, _tail(n_canaries, CONFIDENCE))
+        included = rng.random((TRIALS, n_one_run)) < 0.5
+        n_correct = _correct_guesses(rng.normal(size=included.shape) + distance * included, included, n_guesses)
+        values = np.array([_p_value(n_one_run, n_guesses, v, promise, delta) for v in range(n_guesses + 1)])
+        exposed = np.mean(values[n_correct] <= 1 - CONFIDENCE)
+        rows.append({"factor": factor, "many_runs": 1 - missed**n_canaries, "one_run": exposed})
+    return pd.DataFrame(rows)
+
+
+def _distance(epsilon, delta):
+    """Largest distance of two normals of variance 1 that are (epsilon, delta)-indistinguishable."""
+
+    def excess(mu):
+        return special.ndtr(mu / 2 - epsilon / mu) - np.exp(epsilon) * special.ndtr(-mu / 2 - epsilon / mu) - delta
+
+    return optimize.brentq(excess, 1e-6, 100)
+
+
+def _one_canary_shows(rng, distance, promise, delta, n, tail):
+    """Chance that one canary of `many_runs` refutes the promise, with n models a side in either half."""
+    thresholds, counts = np.linspace(-4, distance + 4, 60), np.arange(n + 1)
+    hits, alarms = (grid.ravel() for grid in np.meshgrid(counts, counts, indexing="ij"))
+    ratios = _ratios(hits, n, alarms, n, delta, tail).reshape(len(STATEMENTS), n + 1, n + 1)
+    # The first half chooses by what it happens to see; what the second then shows is summed over all it may see.
+    seen = [(rng.normal(at, 1, (TRIALS, n, 1)) >= thresholds).sum(axis=1) for at in (distance, 0)]
+    chosen = ratios[:, seen[0], seen[1]].transpose(1, 0, 2).reshape(TRIALS, -1).argmax(axis=1)
+    inside, outside = (stats.binom.pmf(counts, n, special.ndtr(at - thresholds)[:, None]) for at in (distance, 0))
+    chance = ((inside @ (ratios > np.exp(promise))) * outside).sum(axis=2)
+    return chance.ravel()[chosen].mean()
 
 
 def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
@@ -234,9 +265,7 @@ def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
             f"n_guesses={n_guesses} of {len(scores)} canaries: half of the guesses go to each end of the scores, so "
             f"give an even number from 2 to {len(scores)}"
         )
-    order = np.argsort(scores, kind="stable")
-    low, high = order[: n_guesses // 2], order[-(n_guesses // 2) :]
-    n_correct = int((~included[low]).sum() + included[high].sum())
+    n_correct = int(_correct_guesses(scores, included, n_guesses))
     return {
         "epsilon_low": _largest_rejected(len(scores), n_guesses, n_correct, delta, 1 - confidence),
         "n_canaries": len(scores),
@@ -317,19 +346,10 @@ def _fewest(delta, tail):
     return int(np.log(tail) / np.log((1 + delta) / 2)) + 1
 
 
-def _clopper_pearson(successes, trials, tail):
-    """Lower and upper bound of a rate, each exceeded with probability `tail` at most."""
-    k = np.asarray(successes, float)
-    with np.errstate(invalid="ignore"):
-        low = np.where(k > 0, special.betaincinv(k, trials - k + 1, tail), 0.0)
-        high = np.where(k < trials, special.betaincinv(k + 1, trials - k, 1 - tail), 1.0)
-    return low, high
-
-
 def _ratios(hits, n_in, alarms, n_out, delta, tail):
     """e^epsilon that each of `STATEMENTS` shows, (4, thresholds); hits and alarms: members and others at or above."""
-    low_in, high_in = _clopper_pearson(np.arange(n_in + 1), n_in, tail)
-    low_out, high_out = _clopper_pearson(np.arange(n_out + 1), n_out, tail)
+    low_in, high_in = metrics.clopper_pearson(np.arange(n_in + 1), n_in, tail)
+    low_out, high_out = metrics.clopper_pearson(np.arange(n_out + 1), n_out, tail)
     rows = []
     for true, false in ((hits, alarms), (n_in - hits, n_out - alarms)):
         rows.append((low_in[true] - delta) / high_out[false])
@@ -373,6 +393,13 @@ def _bound(statistic, members, threshold, k, delta, tail):
     }
 
 
+def _correct_guesses(scores, included, n_guesses):
+    """How many of the lowest are not included and of the highest are, half of the guesses each, along the last axis."""
+    ranked = np.take_along_axis(included, np.argsort(scores, axis=-1, kind="stable"), axis=-1)
+    half = n_guesses // 2
+    return (~ranked[..., :half]).sum(axis=-1) + ranked[..., -half:].sum(axis=-1)
+
+
 def _p_value(n_canaries, n_guesses, n_correct, epsilon, delta):
     """Chance, at most, of so many correct guesses under (epsilon, delta); Steinke et al., appendix D."""
     if n_correct == 0:
@@ -385,20 +412,13 @@ def _p_value(n_canaries, n_guesses, n_correct, epsilon, delta):
 
 
 def _largest_rejected(n_canaries, n_guesses, n_correct, delta, alpha):
-    """Largest epsilon whose p-value is at most alpha, 0 where there is none; by bisection."""
+    """Largest epsilon whose p-value is at most alpha, 0 where there is none."""
 
-    def rejected(epsilon):
-        return _p_value(n_canaries, n_guesses, n_correct, epsilon, delta) <= alpha
+    def excess(epsilon):
+        return _p_value(n_canaries, n_guesses, n_correct, epsilon, delta) - alpha
 
-    if not rejected(0.0):
-        return 0.0
-    low, high = 0.0, 1.0
-    while rejected(high):
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rejected(middle) else (low, middle)
-    return low  # the end that is rejected, so that rounding does not raise the bound
+    # A little below the root, so that rounding does not raise the bound.
+    return max(0.0, optimize.brentq(excess, 0, 50, xtol=1e-12) - 1e-11) if excess(0.0) < 0 else 0.0
 
 
 def _refuse_levels(delta, confidence):

@@ -8,17 +8,15 @@ so it trains on inner products of patients, at a cost that does not depend on th
 other coordinates; the tests hold it to plain Keras.
 """
 
-import collections
 import concurrent.futures
 import copy
 import dataclasses
 import functools
-import inspect
 import json
 import os
 import pathlib
+import sys
 import threading
-import types
 
 import numpy as np
 import scipy.linalg
@@ -26,9 +24,9 @@ import scipy.stats
 import tensorflow as tf
 import threadpoolctl
 from sklearn.cluster import KMeans
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from genlib import layers, networks, results
+from genlib import layers, membership, networks, results
 
 K = tf.keras
 try:
@@ -38,11 +36,18 @@ except RuntimeError:
     print("TensorFlow had been started before genlib.bank was imported: the bank is slower, and last bits may differ")
 
 # What a model's logits depend on beside its inputs; a change of this code makes the cache start afresh.
-CODE = ("bank", "layers", "networks")
+CODE = ("bank", "layers", "networks", "defenses")
 CHUNK = 8  # models of one call on a processor
 MEMORY = 2**29  # bytes that the models of one call may take on a processor, 2**33 on a GPU
 NOISE = 2**24  # numbers of noise that one call holds
 PADDING_QUANTILE = 0.999999  # Poisson batches are padded to this quantile of their size
+GRAPHS = (K.Sequential, K.Sequential.__bases__[0])  # plain graphs of layers
+PLAIN_SETTINGS = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema")  # each looks at a whole kernel
+# Strengths are variables of a compiled network, which serves them all.
+STRENGTHS = {
+    "Dropout": ["rate"], "L1": ["l1"], "L2": ["l2"], "Sparse": ["strength", "ramp"], "SGD": ["learning_rate"],
+    "Adam": ["learning_rate"], "RowAdam": ["learning_rate"], "CategoricalCrossentropy": ["label_smoothing"],
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,6 @@ class _Job:
     class_weight: np.ndarray | None = None
     start: list | None = None
     clustering: Clustering | None = None
-    adversary: object = None
     plan: object = None
     center: object = None
     average: float = 0.0
@@ -123,14 +127,28 @@ class _Job:
         return _loss_of(self)
 
     @functools.cached_property
+    def first(self):
+        """The dense layer that alone takes the input, directly; None where there is no such layer."""
+        return _first(self.model)
+
+    @functools.cached_property
+    def spread(self):
+        """Standard deviation of a Gaussian start of the first kernel; None where it starts otherwise."""
+        return None if self.start is not None else deviation(self.first.kernel_initializer, self.first.kernel.shape)
+
+    @functools.cached_property
     def inner(self):
-        """(R, R) inner products of all rows."""
-        return self.x @ self.x.T
+        """(R, R) float64 inner products of all rows."""
+        wide = self.x.astype(np.float64)
+        return wide @ wide.T
 
     @functools.cached_property
     def coordinates(self):
-        """(R, r) rows in their own span."""
-        return factor(self.inner).astype(self.x.dtype)
+        """(R, r) float64 rows in their own span, by a Cholesky factor that stops where only rounding is left."""
+        lower, order, rank, _ = scipy.linalg.lapack.dpstrf(self.inner, lower=1)
+        found = np.empty_like(lower)
+        found[order - 1] = np.tril(lower)
+        return found[:, :rank]
 
     @functools.cached_property
     def on_device(self):
@@ -153,7 +171,6 @@ def train(
     class_weight=None,
     start=None,
     clustering=None,
-    adversary=None,
     privacy=None,
     n=None,
     center=None,
@@ -195,8 +212,6 @@ def train(
     start : list of numpy.ndarray, optional
         Weights on features, in Keras' order, that all models start from.
     clustering : Clustering, optional
-    adversary : genlib.defenses.Adversary, optional
-        An attacker who learns beside each model, which resists.
     privacy : genlib.privacy.Privacy, optional
         Train by DP-SGD under this guarantee.
     n : int, optional
@@ -240,7 +255,7 @@ def train(
     """
     options = {
         "targets": targets, "mixup": mixup, "class_weight": class_weight, "start": start, "clustering": clustering,
-        "adversary": adversary, "privacy": privacy, "n": n, "center": center, "average": average, "fault": fault,
+        "privacy": privacy, "n": n, "center": center, "average": average, "fault": fault,
     }  # fmt: skip
     rows = x if queries is None else np.vstack([x, queries])
     job = _job(model, rows, labels, members, epochs=epochs, batch_size=batch_size, seed=seed, **options)
@@ -248,7 +263,8 @@ def train(
     stored = {m: results.load_arrays(path) if path else None for m, path in enumerate(paths)}
     missing = [m for m in stored if stored[m] is None]
     bar = f"training {len(missing)} {'private ' if privacy else ''}models"
-    for m, found in tqdm(_trained(job, missing), desc=bar, total=len(missing), disable=not progress or not missing):
+    shown = {"desc": bar, "total": len(missing), "disable": not progress or not missing, "file": sys.stdout}
+    for m, found in tqdm(_trained(job, missing), **shown):
         if not np.isfinite(found["logits"]).all():
             raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
         if paths[m]:
@@ -298,40 +314,29 @@ def _plan(privacy, n, epochs, batch_size, fault):
 
 
 def _check(job):
-    x, labels, members = job.x, job.labels, job.members
+    x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.n_classes
+    if model.optimizer is None:
+        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
     if x.ndim != 2 or labels.ndim != 1 or len(x) < len(labels) or members.shape[1:] != labels.shape:
-        raise ValueError(
-            f"shapes disagree: x {x.shape}, labels {labels.shape}, members {members.shape}; they must be (n, d), (n,) "
-            "and (M, n)"
-        )
-    if members.dtype != bool or not members.any(axis=1).all():
-        raise ValueError("members must be bool, and every model needs at least one member")
+        found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
+        raise ValueError(f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
+    membership.check(labels, members, k)
+    if not members.any(axis=1).all():
+        raise ValueError("every model needs at least one member; a row of members has none")
     if not np.isfinite(x).all():
         raise ValueError("x holds missing or infinite values; see cohorts.load, which refuses them")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= job.n_classes:
-        raise ValueError(
-            f"labels from {labels.min()} to {labels.max()} ({labels.dtype}) for a model with {job.n_classes} outputs: "
-            "they must be whole numbers from 0 to k - 1, and the model needs k outputs"
-        )
-    if job.model.optimizer is None:
-        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
-    if job.model.input_shape[-1] != x.shape[1]:
-        raise ValueError(f"the model takes {job.model.input_shape[-1]} features, x has {x.shape[1]}")
+    if model.input_shape[-1] != x.shape[1]:
+        raise ValueError(f"the model takes {model.input_shape[-1]} features, x has {x.shape[1]}")
     if job.epochs < 1 or (job.batch_size is not None and job.batch_size < 1):
         raise ValueError(f"epochs={job.epochs}, batch_size={job.batch_size}: must be whole numbers of at least 1")
-    if job.class_weight is not None and job.class_weight.shape != (job.n_classes,):
-        raise ValueError(f"{job.class_weight.size} class weights for {job.n_classes} classes; give one for each")
-    if job.targets is not None and (
-        job.targets.shape != (*members.shape, job.n_classes) or not np.allclose(job.targets.sum(axis=2), 1, atol=1e-4)
-    ):
-        raise ValueError(
-            f"targets {job.targets.shape}: must be (M, n, k) = {(*members.shape, job.n_classes)}, and rows add up to 1"
-        )
-    if job.adversary and (members & job.adversary.others).any():
-        raise ValueError("patients who stand for non-members are members of a model; see membership.reserve")
-    if job.start is not None and [w.shape for w in job.start] != [w.shape for w in job.model.get_weights()]:
-        shapes = [w.shape for w in job.model.get_weights()]
-        raise ValueError(f"start has shapes {[w.shape for w in job.start]}; the model's are {shapes}")
+    if job.class_weight is not None and job.class_weight.shape != (k,):
+        raise ValueError(f"{job.class_weight.size} class weights for {k} classes; give one for each")
+    shape, soft = (*members.shape, k), job.targets
+    if soft is not None and (soft.shape != shape or not np.allclose(soft.sum(axis=2), 1, atol=1e-4)):
+        raise ValueError(f"targets {soft.shape}: must be (M, n, k) = {shape}, and rows add up to 1")
+    given, wanted = ([w.shape for w in weights or ()] for weights in (job.start, model.get_weights()))
+    if job.start is not None and given != wanted:
+        raise ValueError(f"start has shapes {given}; the model's are {wanted}")
 
 
 # In which form a model trains.
@@ -353,24 +358,26 @@ def _form(job):
     if job.plan is not None:
         _check_private(job, reason)
     elif reason:
-        if job.clustering or job.adversary:
-            raise ValueError(f"{reason}: clustering and adversary are for networks of dense layers; leave them out")
+        if job.clustering:
+            raise ValueError(f"{reason}: clustering is for networks of dense layers; leave it out")
         say(f"{reason}: its models train one at a time, each about as long as in Keras' own fit")
+        if isinstance(job.model.optimizer, K.optimizers.Nadam):
+            say("Keras' Nadam counts its steps while it is traced, so what it trains differs a little from Keras' fit")
         return "alone"
     fits = len(job.x) < job.x.shape[1] and job.center is None
-    return "span" if fits and _first_in_span(job.model) else "features"
+    return "span" if fits and _first_in_span(job) else "features"
 
 
 def _say_what_is_drawn(job):
     """Say so where a layer draws numbers of its own, which no seed here reaches."""
     kinds = (K.layers.Lambda, K.__internal__.layers.BaseRandomLayer)
     suspects = [layer for layer in job.model.layers if type(layer) is not K.layers.Dropout or layer.noise_shape]
-    if not any(isinstance(one, kinds) or layers.is_own(one) or layers.is_own(_activation(one)) for one in suspects):
+    own = [layers.is_own(one) or layers.is_own(getattr(one, "activation", None)) for one in suspects]
+    if not any(own) and not any(isinstance(one, kinds) for one in suspects):
         return
     model = clone(job.model, 0)
-    for layer in model.layers:
-        if isinstance(layer, layers.Dropout):
-            layer.mask = True
+    for layer in _dropouts(model):
+        layer.mask = True
     try:
         first, again = (np.asarray(model(job.x[:2], training=True)) for _ in range(2))
     except RuntimeError:  # on a GPU TensorFlow wants a seed for such a layer
@@ -380,137 +387,102 @@ def _say_what_is_drawn(job):
         say("A layer of this model draws random numbers of its own: what it trains cannot be repeated")
 
 
-def _activation(layer):
-    return getattr(layer, "activation", None)
+def _dropouts(model):
+    return [layer for layer in model.layers if isinstance(layer, layers.Dropout)]
 
 
 def _why_alone(job):
     """Why models of this kind cannot train side by side, exactly; empty where they can."""
     model, optimizer = job.model, job.model.optimizer
-    if (
-        type(model) not in (K.Sequential, K.Sequential.__bases__[0])
-        or len(model.inputs) != 1
-        or len(model.outputs) != 1
-    ):
+    if type(model) not in GRAPHS or len(model.inputs) != 1 or len(model.outputs) != 1:
         return f"the model ({type(model).__name__}) is not a plain graph of layers with one input and one output"
-    if not (type(optimizer) in (K.optimizers.SGD, K.optimizers.Adam) or isinstance(optimizer, networks.RowAdam)):
-        return f"optimizer {type(optimizer).__name__}"
-    config = optimizer.get_config()
-    used = [
-        name for name in ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema") if config.get(name)
-    ]
-    if used:
-        return f"optimizer {type(optimizer).__name__} with {', '.join(used)}"
-    if model.get_compile_config().get("loss_weights") is not None:
-        return "a model with loss_weights"
+    used = [name for name in PLAIN_SETTINGS if optimizer.get_config().get(name)]
+    if used or type(optimizer) not in (K.optimizers.SGD, K.optimizers.Adam, networks.RowAdam):
+        return f"optimizer {type(optimizer).__name__}" + (f" with {', '.join(used)}" if used else "")
     for layer in model.layers:
         reason = _why_layer_alone(layer)
         if reason:
             return f"layer '{layer.name}' ({type(layer).__name__}) {reason}"
-    if len(model.losses) != sum(
-        getattr(layer, f"{part}_regularizer", None) is not None for layer in model.layers for part in ("kernel", "bias")
-    ):
+    parts = [getattr(layer, f"{part}_regularizer", None) for layer in model.layers for part in ("kernel", "bias")]
+    if len(model.losses) != sum(one is not None for one in parts):
         return "a layer that adds a loss of its own"
-    return (
-        ""
-        if job.loss.stacks
-        else f"loss {type(job.loss.function).__name__} is not taken patient by patient or batch by batch"
-    )
+    plain = job.loss.stacks and model.get_compile_config().get("loss_weights") is None
+    return "" if plain else f"loss {type(job.loss.function).__name__} is weighed, or not taken patient by patient"
 
 
 def _why_layer_alone(layer):
     kind = type(layer)
-    if kind is K.layers.InputLayer:
-        return "" if len(layer.output.shape) == 2 else "takes more than one row a patient"
-    if getattr(layer, "activity_regularizer", None) is not None or layer.compute_dtype != K.backend.floatx():
-        return "has an activity regularizer or a number type of its own"
-    if any(value is not None for node in layer.inbound_nodes for value in node.call_kwargs.values()):
-        return "is called with options"
-    if kind in (K.layers.Dense, K.layers.Conv1D):
-        regularizers = [layer.kernel_regularizer, layer.bias_regularizer]
-        constraints = [one for one in (layer.kernel_constraint, layer.bias_constraint) if one is not None]
-        if any(
-            type(one) not in (type(None), K.regularizers.L1, K.regularizers.L2, K.regularizers.L1L2)
-            for one in regularizers
-        ):
-            return "has a regularizer that may look at a whole kernel"
-        if any(not isinstance(one, (K.constraints.NonNeg, networks.Sparse)) for one in constraints):
-            return "has a constraint that looks at a whole kernel"
-    if kind is K.layers.Dense:
-        return (
-            ""
-            if layer.input_spec.min_ndim == 2 and len(layer.input.shape) == 2
-            else "takes more than one row a patient"
-        )
-    if kind is K.layers.Conv1D:
-        plain = layer.dilation_rate == (1,) and layer.groups == 1 and layer.data_format == "channels_last"
-        fits = layer.strides == layer.kernel_size and layer.padding in ("same", "valid")
-        return "" if plain and fits else "moves by another step than its width"
-    if kind is K.layers.MaxPooling1D:
-        fits = layer.strides == layer.pool_size and layer.padding == "valid" and layer.data_format == "channels_last"
-        return "" if fits else "moves by another step than its width"
-    if kind is K.layers.Dropout:
-        return "" if layer.noise_shape is None else "has a noise_shape"
-    return "has weights, and is no dense layer" if layer.weights else ""
+    regularizers, constraints = (
+        [type(getattr(layer, f"{part}_{name}", None)) for part in ("kernel", "bias")]
+        for name in ("regularizer", "constraint")
+    )
+    none, width = type(None), {K.layers.Conv1D: "kernel_size", K.layers.MaxPooling1D: "pool_size"}.get(kind)
+    plain = {K.layers.Dense, K.layers.Conv1D, K.layers.MaxPooling1D}
+    one_row = all(tf.nest.flatten(node.outputs)[0].shape.rank == 2 for node in layer.inbound_nodes)
+    called = [value for node in layer.inbound_nodes for value in node.call_kwargs.values()]
+    reasons = {
+        "takes more than one row a patient": kind in (K.layers.InputLayer, K.layers.Dense) and not one_row,
+        "has a number type of its own": layer.compute_dtype != K.backend.floatx(),
+        "has an activity regularizer": getattr(layer, "activity_regularizer", None) is not None,
+        "is called with options": any(value is not None for value in called),
+        "has a regularizer that may look at a whole kernel": not {*regularizers} <= {none, *layers.BY_ENTRY},
+        "has a constraint that looks at a whole kernel": not {*constraints}
+        <= {none, K.constraints.NonNeg, networks.Sparse},
+        "moves by another step than its width": width
+        and (layer.strides != getattr(layer, width) or layer.data_format != "channels_last"),
+        "pads, or spreads": getattr(layer, "dilation_rate", (1,)) != (1,)
+        or getattr(layer, "groups", 1) != 1
+        or (width == "pool_size" and layer.padding != "valid")
+        or (width and layer.padding == "causal"),
+        "has a noise_shape": getattr(layer, "noise_shape", None) is not None,
+        "has weights, and is no dense layer": layer.weights and kind not in plain,
+    }
+    return next((reason for reason, found in reasons.items() if found), "")
 
 
 def _first(model):
-    """The dense layer that alone takes the input, directly; None where there is no such layer."""
     takers = [
         layer for layer in model.layers if not isinstance(layer, K.layers.InputLayer)
         for node in layer.inbound_nodes for given in tf.nest.flatten(node.input_tensors) if given is model.inputs[0]
     ]  # fmt: skip
-    return (
-        takers[0]
-        if len(takers) == 1 and type(takers[0]) is K.layers.Dense and len(takers[0].inbound_nodes) == 1
-        else None
-    )
+    alone = len(takers) == 1 and type(takers[0]) is K.layers.Dense and len(takers[0].inbound_nodes) == 1
+    return takers[0] if alone else None
 
 
-def _first_in_span(model):
-    first = _first(model)
-    others = [type(layer) for layer in model.layers if layer.weights]
-    if first is None or not first.trainable or first.kernel_constraint is not None:
+def _first_in_span(job):
+    others = {type(layer) for layer in job.model.layers if layer.weights}
+    if job.first is None or not job.first.trainable or others != {K.layers.Dense}:
         return False
-    decays = first.kernel_regularizer is None or type(first.kernel_regularizer) is K.regularizers.L2
-    return decays and set(others) == {K.layers.Dense} and type(model.optimizer) is K.optimizers.SGD
+    decays = type(job.first.kernel_regularizer) in (type(None), K.regularizers.L2)
+    return decays and job.first.kernel_constraint is None and type(job.model.optimizer) is K.optimizers.SGD
 
 
 def _check_private(job, reason):
     """Refuse what DP-SGD cannot promise for, by name."""
-    model, way_out = job.model, "use dense layers with SGD, or leave privacy out"
-    if reason:
-        raise ValueError(f"{reason}: the gradient of each patient by itself is not known here; {way_out}")
-    for layer in model.layers:
-        known = type(layer) is K.layers.Dense and len(layer.inbound_nodes) == 1 and layer.kernel_constraint is None
-        if layer.weights and not known:
-            raise ValueError(
-                f"layer '{layer.name}' ({type(layer).__name__}) is used twice, constrained or no dense layer; {way_out}"
-            )
-    if type(model.optimizer) is not K.optimizers.SGD:
-        raise ValueError(f"optimizer {type(model.optimizer).__name__}: private training takes SGD; {way_out}")
-    if job.mixup or job.adversary or job.clustering or job.targets is not None:
-        raise ValueError(
-            "mixup, adversary, clustering and soft targets use a patient twice, or are learned; leave them out"
-        )
-    if type(job.loss.function).__call__ is not K.losses.Loss.__call__:
-        raise ValueError(
-            f"loss {type(job.loss.function).__name__} mixes the patients of a batch; take one of each patient"
-        )
+    model, loss = job.model, job.loss.function
+    odd = [
+        f"layer '{layer.name}' ({type(layer).__name__}) is used twice, constrained or no dense layer"
+        for layer in model.layers
+        if layer.weights
+        and (type(layer) is not K.layers.Dense or len(layer.inbound_nodes) != 1 or layer.kernel_constraint is not None)
+    ]
     moved = job.x[:3] + np.eye(3, 1, dtype=job.x.dtype)[: len(job.x[:3])]
-    if not np.allclose(model(job.x[:3])[1:], model(moved)[1:]):
-        raise ValueError(f"a layer of this model mixes the patients of a batch; {way_out}")
+    twice = job.mixup or job.clustering or job.targets is not None
+    reasons = {
+        f"{reason}: the gradient of each patient by itself is not known here": reason,
+        next(iter(odd), ""): odd,
+        f"optimizer {type(model.optimizer).__name__}": type(model.optimizer) is not K.optimizers.SGD,
+        "mixup, clustering and soft targets use a patient twice, or are learned": twice,
+        f"loss {type(loss).__name__} mixes the patients of a batch": type(loss).__call__ is not K.losses.Loss.__call__,
+        "a layer of this model mixes the patients of a batch": not reason
+        and not np.allclose(model(job.x[:3])[1:], model(moved)[1:]),
+    }
+    for words, found in reasons.items():
+        if found:
+            raise ValueError(f"{words}; private training takes dense layers and SGD, or leave privacy out")
 
 
 # What Keras holds of a model: its loss, its start, its name.
-
-
-class _Function(K.losses.Loss):
-    """A loss given as a function."""
-
-    def __init__(self, function, **options):
-        super().__init__(**options)
-        self.call = function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -526,15 +498,13 @@ class _Loss:
 
 
 def _loss_of(job):
-    given = job.model.loss
-    given = tf.nest.flatten(given)[0] if isinstance(given, (list, dict)) else given
+    given = tf.nest.flatten(job.model.loss)[0]
     found = K.losses.get(given)
-    found = found if isinstance(found, K.losses.Loss) else _Function(found)
-    name = getattr(given, "__name__", given) if not isinstance(given, K.losses.Loss) else ""
+    name = "" if isinstance(found, K.losses.Loss) else getattr(given, "__name__", given)
+    found = layers.Function(found) if name else found
     integers = isinstance(found, K.losses.SparseCategoricalCrossentropy) or name == "sparse_categorical_crossentropy"
     smoothing, mean = 0.0, found.reduction not in (K.losses.Reduction.SUM, K.losses.Reduction.NONE)
-    soft = job.targets is not None or job.mixup or job.adversary
-    if integers and soft:
+    if integers and (job.targets is not None or job.mixup):
         found, integers = K.losses.CategoricalCrossentropy(found.get_config().get("from_logits", False)), False
     elif type(found) is K.losses.CategoricalCrossentropy:
         config = found.get_config()
@@ -585,110 +555,46 @@ def deviation(initializer, shape):
     if type(initializer) is K.initializers.RandomNormal and initializer.mean == 0:
         return float(initializer.stddev)
     if isinstance(initializer, K.initializers.VarianceScaling) and initializer.distribution == "untruncated_normal":
-        patch = int(np.prod(shape[:-2]))
-        fans = (
-            {"fan_in": patch * shape[-2], "fan_out": patch * shape[-1]}
-            if len(shape) > 1
-            else dict.fromkeys(("fan_in", "fan_out"), shape[0])
-        )
-        fans["fan_avg"] = (fans["fan_in"] + fans["fan_out"]) / 2
+        ends = shape[-2:] if len(shape) > 1 else shape * 2
+        fan_in, fan_out = (float(np.prod(shape[:-2])) * end for end in ends)
+        fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
         return float(np.sqrt(initializer.scale / max(1.0, fans[initializer.mode])))
     return None
 
 
-def _draw(initializer, shape, rng, rows=None):
-    """Draw a weight by its initializer; `rows` of a Gaussian one, where it is drawn in another basis."""
+def _draw(initializer, shape, rng):
+    """Draw a weight by its initializer."""
     spread, floatx = deviation(initializer, shape), K.backend.floatx()
     if spread is not None:
-        drawn = (
-            rng.standard_normal((rows or shape[0], *shape[1:]), dtype=np.float32)
-            if spread
-            else np.zeros((rows or shape[0], *shape[1:]))
-        )
-        return drawn.astype(floatx) * np.asarray(spread, floatx)
+        return _gaussian(rng, shape, spread, floatx)
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
     if config.get("seed", 0) is None:
         initializer = type(initializer).from_config(config | {"seed": int(rng.integers(2**31))})
     return np.asarray(initializer(shape, floatx))
 
 
+def _gaussian(rng, shape, spread, dtype):
+    # SFC64's float32 normals, made outside of the compiled function, are the fastest source that was found.
+    return rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False) * np.asarray(spread, dtype)
+
+
 def _start(job, m, rank=None):
-    """Weights that model m starts from; the first kernel in a basis of `rank` rows where that has the same law."""
+    """Weights that model m starts from; a Gaussian first kernel as `rank` rows of a basis, with the same law."""
     if job.start is not None:
         return [np.asarray(w, job.x.dtype) for w in job.start]
     if job.form == "alone":
-        with _lock:
+        with layers.TRACING:
             return clone(job.model, _number(job.seed, m)).get_weights()
     drawn = []
     for level, layer in enumerate(layer for layer in job.model.layers if layer.weights):
         # A stream for each layer, so that the others do not depend on how the first is drawn.
-        rng = rng_of(job.seed, m, (10, level))
-        drawn.append(_draw(layer.kernel_initializer, layer.kernel.shape, rng, None if level else rank))
-        if layer.use_bias:
-            drawn.append(_draw(layer.bias_initializer, layer.bias.shape, rng))
+        rng, shape = rng_of(job.seed, m, (10, level)), layer.kernel.shape
+        if level == 0 and rank and job.spread is not None:
+            drawn.append(_gaussian(rng, (rank, shape[1]), job.spread, job.x.dtype))
+        else:
+            drawn.append(_draw(layer.kernel_initializer, shape, rng))
+        drawn += [_draw(layer.bias_initializer, layer.bias.shape, rng)] if layer.use_bias else []
     return drawn
-
-
-# What of a user's own a layer may hold.
-OF_LAYERS = (
-    types.FunctionType, functools.partial, K.constraints.Constraint, K.regularizers.Regularizer,
-    K.initializers.Initializer,
-)  # fmt: skip
-
-
-def _describe(thing):
-    """Name what an object of Keras or of a user does: class, settings, and the code of what is not Keras' own."""
-    if isinstance(thing, (bool, int, float, str, type(None))):
-        return thing
-    if isinstance(thing, (list, tuple)):
-        return [_describe(one) for one in thing]
-    if isinstance(thing, dict):
-        return {str(name): _describe(one) for name, one in thing.items()}
-    if isinstance(thing, np.generic):
-        return thing.item()
-    if isinstance(thing, (np.ndarray, tf.Variable, tf.Tensor)):
-        return results.digest(np.asarray(thing))
-    if isinstance(thing, functools.partial):
-        return [_describe(one) for one in (thing.func, thing.args, thing.keywords)]
-    if inspect.isfunction(thing) and thing.__module__ and thing.__module__.startswith("tensorflow."):
-        return thing.__qualname__
-    if inspect.isfunction(thing):
-        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
-        named = [thing.__globals__.get(name) for name in _names(thing.__code__)]
-        numbers = [one for one in named if isinstance(one, (bool, int, float, str, tuple))]
-        given = (thing.__code__, cells, numbers, thing.__defaults__, thing.__kwdefaults__)
-        return [thing.__qualname__, *map(_describe, given)]
-    if inspect.iscode(thing):
-        return [thing.co_code.hex(), *map(_describe, (thing.co_names, thing.co_consts))]
-    if not hasattr(thing, "__dict__") or inspect.isclass(thing) or inspect.ismodule(thing):
-        return getattr(thing, "__name__", None) or repr(thing)
-    settings = _describe(thing.get_config() if hasattr(thing, "get_config") else {})
-    if not layers.is_own(thing):
-        return [type(thing).__qualname__, settings]
-    public = {name: one for name, one in vars(thing).items() if not name.startswith("_")}
-    return [type(thing).__qualname__, settings, _describe(public), _code_of(type(thing))]
-
-
-def _names(code):
-    """Names that code looks up outside of itself, and that functions inside of it do."""
-    return [*code.co_names, *(name for one in code.co_consts if inspect.iscode(one) for name in _names(one))]
-
-
-def _code_of(kind):
-    """Name what the methods of a class of a user's own do."""
-    own = [base for base in kind.__mro__ if not base.__module__.startswith(("builtins", "keras.", "tensorflow."))]
-    return [_describe(one) for base in own for _, one in sorted(vars(base).items()) if inspect.isfunction(one)]
-
-
-def _without_strengths(config):
-    """A layer's configuration without what is a variable of a compiled network."""
-    if config["class_name"] == "Dropout" and "keras" in config["module"]:
-        config["config"]["rate"] = None
-    if config["class_name"] in ("Dense", "Conv1D"):
-        for part in ("kernel_regularizer", "bias_regularizer", "kernel_constraint"):
-            found = config["config"].get(part) or {}
-            if found.get("class_name") in ("L1", "L2", "Sparse"):
-                found["config"] = {name: found["config"][name] for name in ("by_row",) if name in found["config"]}
 
 
 def describe(model, strengths=True):
@@ -702,52 +608,53 @@ def describe(model, strengths=True):
 
     Returns
     -------
-    str
+    str or None
+        None where a model holds code of a user's own, which no configuration tells apart.
 
     Examples
     --------
     >>> describe(networks.mlp(4, 2)) == describe(networks.mlp(4, 2)) != describe(networks.mlp(4, 2, learning_rate=0.1))
     True
     """
-    config, all_layers = json.loads(model.to_json()), list(model._flatten_layers())
-    optimizer, loss = _describe(model.optimizer), _describe(model.loss)
-    if not strengths:
-        for layer in config["config"].get("layers", []):
-            _without_strengths(layer)
-        optimizer[1] = {k: v for k, v in optimizer[1].items() if k != "learning_rate" or not isinstance(v, float)}
-        if type(model.loss) is K.losses.CategoricalCrossentropy:
-            loss[1].pop("label_smoothing")
-    own = [
-        [_describe(one) for _, one in sorted(vars(layer).items()) if isinstance(one, OF_LAYERS) and layers.is_own(one)]
-        + (_code_of(type(layer)) if layers.is_own(layer) else [])
-        for layer in all_layers
-    ]
-    names = {layer.name: f"layer {place}" for place, layer in enumerate(all_layers)}
-    return json.dumps([_renamed(config, names), optimizer, loss, own], sort_keys=True)
+    every_layer = list(model._flatten_layers())
+    parts = [one for layer in every_layer for one in (layer, *vars(layer).values())]
+    parts += [model.optimizer, getattr(model.optimizer, "_learning_rate", None), *tf.nest.flatten(model.loss)]
+    if any(isinstance(one, layers.CODE) and layers.is_own(one) for one in parts):
+        return None
+    names = {layer.name: f"layer {place}" for place, layer in enumerate(every_layer)}
 
+    def plain(value, named=False):
+        if isinstance(value, dict):
+            fixed = () if strengths else STRENGTHS.get(value.get("class_name"), ())
+            config = value.get("config")
+            if fixed and isinstance(config, dict):
+                value = value | {"config": {k: v for k, v in config.items() if k not in fixed or isinstance(v, dict)}}
+            here = ("name", "inbound_nodes", "input_layers", "output_layers")
+            return {key: plain(one, named or key in here) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one, named) for one in value]
+        return names.get(value, value) if named and isinstance(value, str) else value
 
-def _renamed(config, names, named=False):
-    """Give layers other names where a model's configuration has names, as that of a layer's input."""
-    if isinstance(config, dict):
-        here = ("name", "inbound_nodes", "input_layers", "output_layers")
-        return {key: _renamed(value, names, named or key in here) for key, value in config.items()}
-    if isinstance(config, list):
-        return [_renamed(value, names, named) for value in config]
-    return names.get(config, config) if named and isinstance(config, str) else config
+    compiled = {name: value for name, value in model.get_compile_config().items() if "metrics" not in name}
+    return json.dumps(plain([json.loads(model.to_json()), compiled]), sort_keys=True, default=float)
 
 
 def _paths(job, cache):
     """Where each finished model is kept: a name made of all that it depends on."""
+    nowhere = [None] * len(job.members)
     if cache is None or job.seed is None:
-        return [None] * len(job.members)
+        return nowhere
+    name = describe(job.model)
+    if name is None:
+        say("A model with code of your own is not kept in the cache, where a change of that code would not be seen")
+        return nowhere
     shared = [
-        job.x, job.labels, describe(job.model), job.epochs, job.batch_size or 0, job.mixup, job.average, job.most,
-        str(job.clustering), str(job.plan), str(job.adversary and job.adversary.strength), K.backend.floatx(), job.form,
-        tf.__version__, results.code_digest(*CODE),
+        job.x, job.labels, name, job.epochs, job.batch_size or 0, job.mixup, job.average, job.most,
+        str(job.clustering), str(job.plan), K.backend.floatx(), job.form,
+        tf.__version__, results.code_digest(*CODE), str(job.center and (job.center.share, job.center.radius)),
     ]  # fmt: skip
-    for part in (job.class_weight, job.adversary and job.adversary.others, job.center and job.center.lean):
-        shared.append("none" if part is None else part)
-    common = results.digest(*shared, str(job.center and (job.center.share, job.center.radius)), *(job.start or []))
+    optional = [job.class_weight, job.center and job.center.lean]
+    common = results.digest(*shared, *["none" if one is None else one for one in optional], *(job.start or []))
     taught = ["labels"] * len(job.members) if job.targets is None else job.targets
     keys = [results.digest(common, job.members[m], [job.seed, m], taught[m]) for m in range(len(job.members))]
     return [pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
@@ -822,16 +729,17 @@ def draw_poisson(n, plan, rng):
         return np.tile(np.arange(n, dtype=np.int32), (plan.steps, 1)), np.full(plan.steps, n, np.int32)
     drawn = [np.flatnonzero(rng.random(n) < plan.rate) for _ in range(plan.steps if plan.fresh_batches else 1)]
     drawn = drawn if plan.fresh_batches else drawn * plan.steps
-    return _padded(drawn, int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, plan.rate)))
+    return _padded(drawn, _usual_width(n, plan.rate))
+
+
+def _usual_width(n, rate):
+    return n if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, rate))
 
 
 def _batches(job, m, n, seed=None):
     """Positions among the n members, and sizes; all models take as many steps, in rows of one width."""
     if job.plan is not None:
-        rows, sizes = draw_poisson(n, job.plan, rng_of(job.seed, m, 14))
-        width = (
-            job.most if job.plan.rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, job.plan.rate))
-        )
+        (rows, sizes), width = draw_poisson(n, job.plan, rng_of(job.seed, m, 14)), _usual_width(job.most, job.plan.rate)
     else:
         per_epoch = -(-job.most // (job.batch_size or job.most))
         rows, sizes = draw_batches(n, job.epochs, per_epoch, seed or (None if job.seed is None else [job.seed, m, 6]))
@@ -841,21 +749,18 @@ def _batches(job, m, n, seed=None):
 
 def _steps(job, m, space, masks_of, seed=None):
     """All that the steps of model m need, with a leading axis of steps; what only fills a row up weighs nothing."""
-    who = np.flatnonzero(job.members[m])
+    who, dtype = np.flatnonzero(job.members[m]), job.x.dtype
     rows, sizes = _batches(job, m, len(who), seed)
     counts = np.arange(rows.shape[1]) < sizes[:, None]
-    patients, shares = who[rows], np.ones((*rows.shape, 1), job.x.dtype)
-    rows = rows[..., None]
+    patients, shares, rows = who[rows], np.ones((*rows.shape, 1), dtype), rows[..., None]
     targets = _targets(job, m, patients)
-    weights = (
-        counts / np.maximum(sizes[:, None], 1) if job.loss.mean and job.plan is None else counts.astype(job.x.dtype)
-    )
+    weights = counts / np.maximum(sizes[:, None], 1) if job.loss.mean and job.plan is None else counts.astype(dtype)
     if job.class_weight is not None:
         named = job.targets is None
         weights = weights * (job.class_weight[job.labels[patients]] if named else targets @ job.class_weight)
     if job.mixup:
         rng = np.random.default_rng([_number(job.seed, m), 23])
-        own = rng.beta(job.mixup, job.mixup, len(rows)).astype(job.x.dtype)[:, None, None]
+        own = rng.beta(job.mixup, job.mixup, len(rows)).astype(dtype)[:, None, None]
         other = np.tile(np.arange(rows.shape[1]), (len(rows), 1))
         for partner, size in zip(other, sizes, strict=True):
             partner[:size] = rng.permutation(size)
@@ -865,13 +770,7 @@ def _steps(job, m, space, masks_of, seed=None):
     rng = rng_of(job.seed, m, 15)
     masks = [rng.random((*counts.shape, *shape), dtype=np.float32) >= rate for shape, rate in masks_of]
     found = {"rows": space.places[rows].astype(np.int32), "shares": shares, "targets": targets, "masks": masks}
-    if job.adversary:
-        drawn = np.random.default_rng([_number(job.seed, m), 26]).integers(0, len(space.others), rows.shape[:2])
-        found["others"] = space.others[drawn][..., None].astype(np.int32)
-        found["others_targets"] = _targets(
-            dataclasses.replace(job, targets=None), m, np.flatnonzero(job.adversary.others)[drawn]
-        )
-    return found | {"weights": weights.astype(job.x.dtype)}
+    return found | {"weights": weights.astype(dtype)}
 
 
 def _targets(job, m, patients):
@@ -896,135 +795,76 @@ class _Space:
     start: list  # weights, the first kernel as it begins there
     inside: callable  # trained first kernel (and scale) to the products of all rows with it, (R, h)
     on_features: callable  # the same to the kernel on features, (d, h)
-    others: np.ndarray = ()  # where the patients are whom an adversary knows
     shift: np.ndarray | None = None  # what was subtracted from the features
 
 
 def _space(job, m):
+    who = np.flatnonzero(job.members[m])
     if job.form == "span":
-        return _in_span(job, m) if job.plan is None else _in_members_span(job, m)
-    who, table, shift = np.flatnonzero(job.members[m]), job.on_device, None
-    others = np.flatnonzero(job.adversary.others) if job.adversary else ()
+        return _in_span(job, m, who) if job.plan is None else _in_members_span(job, m, who)
+    table, shift = job.on_device, None
     if job.center is not None:
         shift = job.center.offset(job.x[who], job.plan, rng_of(job.seed, m, 13)).astype(job.x.dtype)
         table = job.x - shift
-    return _Space(table, who, _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel, others, shift)
+    return _Space(table, who, _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel, shift)
 
 
-def _in_span(job, m):
+def _in_span(job, m, who):
     """Inner products with the members, and what the start gives each row."""
-    who, first = np.flatnonzero(job.members[m]), _first(job.model)
-    filled = np.resize(who, job.most)  # whoever only pads is never drawn, and keeps a coefficient of 0
-    spread = deviation(first.kernel_initializer, first.kernel.shape) if job.start is None else None
-    start = _start(job, m, None if spread is None else job.coordinates.shape[1])
-    begun = (job.x if spread is None else job.coordinates) @ start[0]
-    known = np.flatnonzero(job.adversary.others) if job.adversary else np.arange(0)
-    rows = np.concatenate([filled, known])
-    table = np.concatenate([job.inner[np.ix_(rows, filled)], begun[rows]], axis=1)
+    dtype, filled = job.x.dtype, np.resize(who, job.most)  # who only pads is never drawn, and keeps a coefficient of 0
+    start = _start(job, m, job.coordinates.shape[1])
+    begun = ((job.x if job.spread is None else job.coordinates) @ start[0]).astype(dtype)
+    inner = job.inner[:, filled].astype(dtype)
 
     def on_features(kernel, scale):
-        whole = start[0] if spread is None else _on_features(job, m, begun, spread)
+        whole = start[0] if job.spread is None else _on_features(job, m, begun)
         return scale * whole + job.x[who].T @ kernel[: len(who)]
 
-    def inside(kernel, scale):
-        return job.inner[:, filled] @ kernel + scale * begun
+    begins = [np.zeros((job.most, start[0].shape[1]), dtype), *start[1:]]
+    table = np.concatenate([inner[filled], begun[filled]], axis=1)
+    inside = lambda kernel, scale: inner @ kernel + scale * begun  # noqa: E731
+    return _Space(table, np.arange(len(who)), begins, inside, on_features)
 
-    begins = [np.zeros((job.most, first.units), job.x.dtype), *start[1:]]
-    return _Space(table, np.arange(len(who)), begins, inside, on_features, job.most + np.arange(len(known)))
 
-
-def _on_features(job, m, begun, spread):
+def _on_features(job, m, begun):
     """Complete a start that was drawn in the basis to one on features, isotropic also where no patient reaches."""
-    rng, shape = rng_of(job.seed, m, 11), (job.x.shape[1], begun.shape[1])
-    free = (rng.standard_normal(shape, dtype=np.float32) * np.float32(spread)).astype(job.x.dtype)
+    free = _gaussian(rng_of(job.seed, m, 11), (job.x.shape[1], begun.shape[1]), job.spread, job.x.dtype)
     gap = (begun - job.x @ free).astype(np.float64)
-    found = np.linalg.lstsq(job.inner.astype(np.float64), gap, rcond=None)[0]
-    return free + (job.x.T @ found).astype(job.x.dtype)
+    return free + (job.x.T @ np.linalg.lstsq(job.inner, gap, rcond=None)[0]).astype(job.x.dtype)
 
 
-def factor(inner, scale=0.0):
-    """Split a matrix of inner products into coordinates: F with F F^T equal to it, and as few columns as that needs.
-
-    Parameters
-    ----------
-    inner : numpy.ndarray
-        (R, R), symmetric, no negative eigenvalues but by rounding.
-    scale : float
-        Largest square from which `inner` was computed, whose rounding fills no direction; by default its own.
-
-    Returns
-    -------
-    numpy.ndarray
-        (R, r) float64.
-
-    Examples
-    --------
-    >>> factor(np.ones((2, 2))).shape
-    (2, 1)
-    """
-    wide = inner.astype(np.float64)
-    slack = len(wide) * np.finfo(inner.dtype).eps
-    try:
-        lower = scipy.linalg.cholesky(wide, lower=True)
-        # A column that rounding alone fills is no direction of its own.
-        if np.diag(lower).min() ** 2 > slack * max(np.diag(wide).max(), scale):
-            return lower
-    except scipy.linalg.LinAlgError:
-        pass
-    # Repeated or dependent rows: the eigenvectors span the same space with fewer columns.
-    values, vectors = scipy.linalg.eigh(wide)
-    kept = values > max(values[-1], scale) * slack
-    return vectors[:, kept] * np.sqrt(values[kept])
-
-
-def _in_members_span(job, m):
+def _in_members_span(job, m, who):
     """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less.
 
     What happens outside of that span cannot affect training. It is drawn at the end, with the variance that start and
     noise would have gathered there; without it the weights would show who spans them.
     """
-    who, dtype = np.flatnonzero(job.members[m]), job.x.dtype
-    others, inner = np.flatnonzero(~np.isin(np.arange(len(job.x)), who)), job.inner.astype(np.float64)
-    lower = factor(job.inner[np.ix_(who, who)])
-    if lower.shape[0] == lower.shape[1]:
-        axes_of = functools.partial(scipy.linalg.solve_triangular, lower, lower=True)
-    else:
-        axes_of = (lower / (lower**2).sum(axis=0)).T.__matmul__
-    everyone = axes_of(inner[who]).T  # least squares: coordinates of all rows
-    beyond = inner[np.ix_(others, others)] - everyone[others] @ everyone[others].T
-    residual = factor(beyond.astype(dtype), np.diag(inner).max()) if len(others) else np.zeros((0, 0))
-    rank, first, rng = lower.shape[1], _first(job.model), rng_of(job.seed, m, 17)
+    order, rows = np.r_[who, np.setdiff1d(np.arange(len(job.x)), who)], np.empty_like(job.coordinates)
+    # A triangle with the members first: their coordinates fill the first columns alone.
+    rows[order] = np.linalg.qr(job.coordinates[order].T, mode="r").T
+    rank, rng = min(len(who), rows.shape[1]), rng_of(job.seed, m, 17)
+    axes = functools.cache(lambda: np.linalg.lstsq(rows, job.x.astype(np.float64), rcond=None)[0])
     kept, gathered = outside_span(job.model, job.plan, job.average)
-    spread = deviation(first.kernel_initializer, first.kernel.shape) if job.start is None else None
-    start = _start(job, m, None if spread is None else job.most)
-    axes = functools.cache(lambda: axes_of(job.x[who].astype(np.float64)))
-    known = (
-        None if spread is not None else kept * start[0].astype(np.float64)
-    )  # what decay leaves of a start on features
-    if known is not None:
-        start[0] = np.pad(axes() @ start[0], ((0, job.most - rank), (0, 0)))
-    scale = gathered if known is not None else float(np.hypot(gathered, kept * spread))
-    outside = scale * rng.standard_normal((residual.shape[1], start[0].shape[1]))
+    start = _start(job, m, job.most)
+    public = 0.0 if job.spread is not None else kept * start[0].astype(np.float64)  # what decay leaves of it
+    scale = gathered if job.spread is None else float(np.hypot(gathered, kept * job.spread))
+    outside = scale * rng.standard_normal((rows.shape[1] - rank, start[0].shape[1]))
+    if job.spread is None:
+        begun = axes() @ start[0]
+        outside += kept * begun[rank:]
+        start[0] = np.pad(begun[:rank], ((0, job.most - rank), (0, 0)))
 
-    def inside(kernel):
-        pre = everyone @ kernel[:rank].astype(np.float64)
-        pre[others] += residual @ outside
-        if known is not None:
-            pre[others] += job.x[others] @ known - everyone[others] @ (axes() @ known)
-        return pre.astype(dtype)
+    def whole(kernel):
+        return np.vstack([kernel[:rank].astype(np.float64), outside])
 
     def on_features(kernel):
-        free = scale * rng.standard_normal((job.x.shape[1], kernel.shape[1]))
-        free -= axes().T @ (axes() @ free)
-        # The other rows have seen this noise already, along axes of their own: there it is what they saw.
-        seen = np.linalg.lstsq(residual, job.x[others].astype(np.float64) - everyone[others] @ axes(), rcond=None)[0]
-        free += seen.T @ (outside - seen @ free)
-        if known is not None:
-            free += known - axes().T @ (axes() @ known)
-        return (axes().T @ kernel[:rank] + free).astype(dtype)
+        free = public + scale * rng.standard_normal((job.x.shape[1], kernel.shape[1]))
+        return (free + axes().T @ (whole(kernel) - axes() @ free)).astype(job.x.dtype)
 
-    table = np.pad(lower, ((0, job.most - len(who)), (0, job.most - rank))).astype(dtype)
-    return _Space(table, np.arange(len(who)), [start[0].astype(dtype), *start[1:]], inside, on_features)
+    table = np.pad(rows[who, :rank], ((0, job.most - len(who)), (0, job.most - rank))).astype(job.x.dtype)
+    start[0] = start[0].astype(job.x.dtype)
+    inside = lambda kernel: (rows @ whole(kernel)).astype(job.x.dtype)  # noqa: E731
+    return _Space(table, np.arange(len(who)), start, inside, on_features)
 
 
 def outside_span(model, plan, average=0.0):
@@ -1074,7 +914,7 @@ def outside_span(model, plan, average=0.0):
 
 # Side by side.
 
-_pool, _lock = collections.OrderedDict(), threading.Lock()
+_held = threading.local()  # compiled banks, each thread its own: the next strength of a defense takes one again
 
 
 def threads():
@@ -1082,12 +922,16 @@ def threads():
     return 1 if tf.config.list_physical_devices("GPU") else len(os.sched_getaffinity(0))
 
 
+@functools.cache
+def _workers(count):
+    return concurrent.futures.ThreadPoolExecutor(count)
+
+
 def _chunk_size(job):
     """Models of one call: few on a processor, as many as memory allows on a GPU."""
     n_weights = sum(w.size for w in job.model.get_weights())
     if job.form == "span":
-        units = _first(job.model).units
-        n_weights += job.most * (job.most + 2 * units) - job.x.shape[1] * units
+        n_weights += job.most * (job.most + 2 * job.first.units) - job.x.shape[1] * job.first.units
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     fits = max(1, MEMORY * (16 if on_gpu else 1) // (16 * max(1, n_weights)))
     return int(min(fits, -(-len(job.members) // threads()), len(job.members) if on_gpu else CHUNK))
@@ -1099,44 +943,36 @@ def _trained(job, missing, weights=False):
         return
     size = 1 if weights or job.form == "alone" else _chunk_size(job)
     pieces = [missing[i : i + size] for i in range(0, len(missing), size)]
-    # Made once, before threads ask for it.
-    made = [job.loss, job.on_device]
-    if job.form == "span":
-        made += [job.inner, job.coordinates if job.plan is None else None]
     # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads
     # would be in their way, and share out a product as they are free: not the same bits each time.
-    with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads()) as pool:
-        for found in pool.map(lambda piece: _train_chunk(job, piece, size, weights), pieces):
+    with threadpoolctl.threadpool_limits(1):
+        made = [job.loss, job.on_device]  # once, before threads ask for it
+        made += [job.spread, job.inner, job.coordinates] if job.form == "span" else []
+        for found in _workers(threads()).map(lambda piece: _train_chunk(job, piece, size, weights), pieces):
             yield from found
 
 
 def _take(job, size, kind):
-    """A compiled bank for this job; those that are not in use are kept for the next strength of a defense."""
-    strength = job.adversary.strength if job.adversary else 0.0
+    """A compiled bank for this job; each thread keeps the last two, since a defense has several strengths."""
+    name = describe(job.model, strengths=job.form == "alone")
     key = (
-        describe(job.model, strengths=job.form == "alone"), job.form, size,
-        job.most if job.form == "span" else job.x.shape[1],
-        kind.__name__, job.plan is not None and job.plan.same_mask, job.average > 0, strength, job.loss.integers,
+        name, job.form, size, job.most if job.form == "span" else job.x.shape[1], kind,
+        job.plan and job.plan.same_mask, job.average > 0, job.loss.integers,
         K.backend.floatx(), job.class_weight is None,
     )  # fmt: skip
-    with _lock:
-        bank = _pool[key].pop() if _pool.get(key) else _build(job, size, kind)
+    held = vars(_held).setdefault("banks", {})
+    bank = held.pop(key, None)
+    with layers.TRACING:
+        if bank is None:
+            bank = _build(job, size, kind)
         if job.form != "alone":
             _configure(job, bank)
-    return key, bank
-
-
-def _give_back(key, bank):
-    if not hasattr(bank.optimizer, "build"):
-        return  # an optimizer of Keras' former kind makes its memory at the first step, and does not forget
-    with _lock:
-        _pool.setdefault(key, []).append(bank)
-        _pool.move_to_end(key)
-        for oldest in list(_pool):
-            while sum(len(banks) for banks in _pool.values()) > 2 * threads() and _pool[oldest]:
-                _pool[oldest].pop()
-            if not _pool[oldest]:
-                del _pool[oldest]
+    # An optimizer of Keras' former kind makes its memory at the first step, and does not forget.
+    if name and hasattr(bank.optimizer, "build"):
+        held[key] = bank
+    for oldest in list(held)[:-2]:
+        del held[oldest]
+    return bank
 
 
 def _build(job, size, kind):
@@ -1149,10 +985,9 @@ def _build(job, size, kind):
         weighted = job.class_weight is not None
         model.compile(optimizer, job.loss.function if weighted else job.loss.whole, loss_weights=loss_weights)
         return layers.Alone(model, weighted)
-    width = job.x.shape[1]
-    if job.form == "span":
-        width = job.most + (_first(job.model).units if job.plan is None else 0)
-    bank = layers.stack(job.model, size, width, job.form == "span" and job.plan is None, kind)
+    in_span = job.form == "span" and job.plan is None
+    width = job.most + in_span * job.first.units if job.form == "span" else job.x.shape[1]
+    bank = layers.stack(job.model, size, width, in_span, kind)
     config = job.model.optimizer.get_config() | {"use_ema": job.average > 0}
     plain = type(job.model.optimizer) is K.optimizers.SGD and not config["momentum"]
     optimizer = (layers.SGD if plain else type(job.model.optimizer)).from_config(config)
@@ -1163,8 +998,6 @@ def _build(job, size, kind):
     if job.plan is not None:
         bank.clip_norm, bank.divisor = (tf.Variable(0.0, dtype=K.backend.floatx(), trainable=False) for _ in range(2))
         bank.same_mask = job.plan.same_mask
-    if job.adversary:
-        job.adversary.join(bank, size, job.n_classes)
     return bank
 
 
@@ -1172,34 +1005,23 @@ def _configure(job, bank):
     """Set the strengths of this job in a compiled bank."""
     if isinstance(job.model.optimizer.get_config()["learning_rate"], (float, np.floating)):
         bank.optimizer.learning_rate.assign(job.model.optimizer.learning_rate)
+    kinds = (K.layers.Dense, K.layers.Conv1D, K.layers.Dropout, layers.Dense, layers.Dropout)
     # Layers of the same model built twice have other names, but the same order.
-    for given, held in zip(_working(job.model), _working(bank), strict=True):
-        if type(given) is K.layers.Dropout:
-            held.rate.assign(given.rate)
-            continue
-        parts = [(given.kernel_regularizer, held.of_kernel.get("regularizer"), ("l1", "l2"))]
-        parts += [(given.bias_regularizer, held.of_bias.get("regularizer"), ("l1", "l2"))]
-        parts += [(given.kernel_constraint, held.of_kernel.get("constraint"), ("strength", "ramp"))]
-        for theirs, ours, names in parts:
-            for name in names:
-                if isinstance(getattr(ours, name, None), tf.Variable):
-                    getattr(ours, name).assign(getattr(theirs, name))
+    working = ([layer for layer in model.layers if isinstance(layer, kinds)] for model in (job.model, bank))
+    for given, held in zip(*working, strict=True):
+        for theirs, ours in [(given, held), *[(getattr(given, n, None), getattr(held, n, None)) for n in layers.PARTS]]:
+            for name, value in vars(ours).items() if hasattr(ours, "__dict__") else ():
+                if isinstance(value, tf.Variable) and value.shape.rank == 0:
+                    value.assign(getattr(theirs, name))
     if job.plan is not None:
         bank.clip_norm.assign(job.plan.clip_norm)
         bank.divisor.assign(job.plan.divisor)
 
 
-def _working(model):
-    """Layers that have weights or masks, in order."""
-    kinds = (K.layers.Dense, K.layers.Conv1D, K.layers.Dropout, layers.Dense, layers.Dropout)
-    return [layer for layer in model.layers if isinstance(layer, kinds)]
-
-
 def _train_chunk(job, models, size, weights):
     """Train a few models in one call, from the first step to the last."""
     kind = layers.Alone if job.form == "alone" else layers.PrivateBank if job.plan else layers.Bank
-    kind = job.adversary.kind if job.adversary else kind
-    key, bank = _take(job, size, kind)
+    bank = _take(job, size, kind)
     filled = list(models) + [models[-1]] * (size - len(models))
     spaces = [_space(job, m) for m in filled]
     table = spaces[0].table if tf.is_tensor(spaces[0].table) else tf.constant(np.stack([one.table for one in spaces]))
@@ -1207,10 +1029,7 @@ def _train_chunk(job, models, size, weights):
     steps = _stacked([_steps(job, m, space, masks_of) for m, space in zip(filled, spaces, strict=True)])
     n_steps = len(steps["rows"])
     steps["epoch"] = (np.arange(n_steps) // max(1, n_steps // job.epochs)).astype(np.int32)
-    assign(bank, [space.start for space in spaces])
-    bank.restart()
-    if job.adversary:
-        job.adversary.begin(bank, [_number(job.seed, m) for m in filled])
+    bank.begin([space.start for space in spaces])
     if job.plan is not None:
         _run_private(job, bank, table, steps, filled)
     elif job.form == "alone":
@@ -1218,12 +1037,11 @@ def _train_chunk(job, models, size, weights):
     else:
         bank.compiled("train_step", (table, steps, np.int32(n_steps)))
     if job.clustering:
-        first_phase = key, bank
-        key, bank = _cluster(job, bank, filled, spaces, table, size, masks_of)
-        _give_back(*first_phase)
-    found = list(_read(job, bank, models, spaces, weights))
-    _give_back(key, bank)
-    return found
+        bank = _cluster(job, bank, filled, spaces, table, masks_of)
+    if job.center:  # learned on shifted features: the bias takes the shift
+        first, shifts = bank.dense[0], np.stack([space.shift for space in spaces])
+        first.bias.assign_sub(tf.matmul(shifts[:, None], first.kernel))
+    return list(_read(job, bank, models, spaces, weights))
 
 
 def _stacked(parts):
@@ -1231,39 +1049,19 @@ def _stacked(parts):
 
     def stack(*arrays):
         shape = np.max([array.shape for array in arrays], axis=0)
-        return np.stack(
-            [np.pad(a, [(0, to - at) for at, to in zip(a.shape, shape, strict=True)]) for a in arrays], axis=1
-        )
+        pads = [[(0, to - at) for at, to in zip(array.shape, shape, strict=True)] for array in arrays]
+        return np.stack([np.pad(array, pad) for array, pad in zip(arrays, pads, strict=True)], axis=1)
 
     return tf.nest.map_structure(stack, *parts)
-
-
-def assign(bank, starts):
-    """Give a bank the weights that its models start from."""
-    if isinstance(bank, layers.Alone):
-        bank.model.set_weights(starts[0])
-        return
-    columns = iter(zip(*starts, strict=True))
-    for layer in bank.dense:
-        layer.kernel.assign(np.reshape(np.stack(next(columns)), layer.kernel.shape))
-        if isinstance(layer, layers.SpanDense):
-            layer.scale.assign(tf.ones_like(layer.scale))
-        if layer.use_bias:
-            layer.bias.assign(np.stack(next(columns))[:, None])
-        if isinstance(layer.kernel.constraint, networks.Sparse):
-            layer.kernel.constraint.alive.assign(tf.ones_like(layer.kernel))
 
 
 def _run_alone(job, bank, table, steps, m):
     """Steps of one ordinary model, those of one size together: what only fills a row up would count in its layers."""
     sizes = _batches(job, m, int(job.members[m].sum()))[1]
+    epochs = steps.pop("epoch")
     for part in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(sizes)) + 1):
-        data = {name: value[part] for name, value in steps.items() if name == "epoch"}
-        data |= tf.nest.map_structure(
-            lambda value: value[part, :, : sizes[part[0]]],  # noqa: B023
-            {name: value for name, value in steps.items() if name != "epoch"},
-        )
-        _call(bank, "train_step", (table, data, np.int32(len(part))))
+        data = tf.nest.map_structure(lambda value: value[part, :, : sizes[part[0]]], steps)  # noqa: B023
+        _call(bank, "train_step", (table, data | {"epoch": epochs[part]}, np.int32(len(part))))
     if hasattr(bank.optimizer, "finalize_variable_values"):
         bank.optimizer.finalize_variable_values(bank.own)
 
@@ -1275,70 +1073,52 @@ def _call(bank, function, *data):
     except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
         if not bank.compilable:
             raise
-        say(
-            "A layer of this model cannot be compiled by XLA: it trains without, and last bits may differ when repeated"
-        )
+        say("XLA cannot compile a layer of this model: it trains without, and last bits may differ when repeated")
         bank.compilable = False
         return bank.compiled(function, *data)
 
 
 def _run_private(job, bank, table, steps, models):
     """DP-SGD with its noise as data, a part of the steps at a time."""
-    shapes = [variable.shape[1:] for variable in bank.trainable_variables]
-    sizes = [int(np.prod(shape)) for shape in shapes]
+    shapes, dtype = [variable.shape[1:] for variable in bank.trainable_variables], job.x.dtype
+    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])
     late = np.cumsum(np.arange(job.plan.steps) >= job.plan.steps - max(1, round(job.average * job.plan.steps)))
-    steps["averaged"] = np.where(late > 0, 1 - 1 / np.maximum(late, 1), 1.0).astype(job.x.dtype)
-    length = min(job.plan.steps, max(1, NOISE // (len(models) * sum(sizes))))
+    steps["averaged"] = np.where(late > 0, 1 - 1 / np.maximum(late, 1), 1.0).astype(dtype)
+    length = min(job.plan.steps, max(1, NOISE // (len(models) * int(cuts[-1]))))
     rngs = [rng_of(job.seed, m, 16) for m in models]
     for begin in range(0, job.plan.steps, length):
         part = tf.nest.map_structure(lambda values: values[begin : begin + length], steps)  # noqa: B023
         count = len(part["rows"])
-        noise = [_noise(rng, count, sum(sizes), job) for rng in rngs]
+        noise = np.stack([_gaussian(rng, (count, int(cuts[-1])), job.plan.noise, dtype) for rng in rngs], axis=1)
+        by_variable = zip(np.split(noise, cuts[:-1], axis=2), shapes, strict=True)
+        part["noise"] = [drawn.reshape(count, len(models), *shape) for drawn, shape in by_variable]
         if count < length:  # filled up to one length, so that one compiled function serves all parts
-            part, noise = tf.nest.map_structure(
-                lambda values: np.resize(values, (length, *values.shape[1:])), (part, noise)
-            )  # noqa: B023
-        cuts = np.cumsum(sizes)[:-1]
-        by_variable = zip(*[np.split(drawn, cuts, axis=1) for drawn in noise], strict=True)
-        part["noise"] = [
-            np.stack(d, 1).reshape(length, len(models), *s) for d, s in zip(by_variable, shapes, strict=True)
-        ]
+            part = tf.nest.map_structure(lambda values: np.resize(values, (length, *values.shape[1:])), part)
         bank.compiled("train_step", (table, part, np.int32(count)))
     bank.optimizer.finalize_variable_values(bank.trainable_variables)
 
 
-def _noise(rng, count, size, job):
-    # SFC64's float32 normals, made outside of the compiled function, are the fastest source that was found.
-    drawn = rng.standard_normal((count, size), dtype=np.float32).astype(job.x.dtype, copy=False)
-    drawn *= job.x.dtype.type(job.plan.noise)
-    return drawn
-
-
-def _cluster(job, first_phase, models, spaces, table, size, masks_of):
+def _cluster(job, first_phase, models, spaces, table, masks_of):
     """DeepType's second phase; genes that the first gave up stay given up."""
     plan, n_hidden = job.clustering, first_phase.dense[-1].given.shape[-1]
-    key, bank = _take(job, size, layers.ClusterBank)
+    bank = _take(job, len(models), layers.ClusterBank)
     bank.restart()
     for ours, theirs in zip(bank.dense, first_phase.dense, strict=True):
         for to, value in zip(ours.weights, theirs.weights, strict=True):
             to.assign(value)
-        if isinstance(ours.kernel.constraint, networks.Sparse):
-            ours.kernel.constraint.ramp.assign(1e-7)  # at full strength from the first step
-            ours.kernel.constraint.alive.assign(
-                tf.cast(
-                    tf.broadcast_to(tf.reduce_any(ours.kernel != 0, -1, keepdims=True), ours.kernel.shape),
-                    ours.kernel.dtype,
-                )
-            )
+        sparse = ours.kernel.constraint
+        if isinstance(sparse, networks.Sparse):
+            sparse.ramp.assign(1e-7)  # at full strength from the first step
+            alive = tf.reduce_any(ours.kernel != 0, -1, keepdims=True)
+            sparse.alive.assign(tf.cast(alive, ours.kernel.dtype) * tf.ones_like(ours.kernel))
     for turn in range(plan.rounds):
-        representation = _answers(job, bank, spaces)[1]
         parts = []
-        for m, space, z in zip(models, spaces, representation, strict=True):
+        for m, space, z in zip(models, spaces, _answers(job, bank, spaces)[1], strict=True):
             who, number = np.flatnonzero(job.members[m]), _number(job.seed, m)
             found = KMeans(min(plan.n_clusters, len(who)), n_init=1, random_state=(number + turn) % 2**31).fit(z[who])
             centers = np.zeros((len(job.x), n_hidden), job.x.dtype)
             centers[who] = found.cluster_centers_[found.predict(z[who])]
-            turned = dataclasses.replace(job, epochs=plan.epochs, form=job.form)
+            turned = dataclasses.replace(job, epochs=plan.epochs)
             step = _steps(turned, m, space, masks_of, [number, 25, turn])
             step["centers"] = centers[who[np.searchsorted(space.places, step["rows"][..., 0])]]
             parts.append(step)
@@ -1346,63 +1126,43 @@ def _cluster(job, first_phase, models, spaces, table, size, masks_of):
         steps["compactness"] = np.full(len(steps["rows"]), plan.weight, job.x.dtype)
         steps["epoch"] = np.zeros(len(steps["rows"]), np.int32)
         bank.compiled("train_step", (table, steps, np.int32(len(steps["rows"]))))
-    return key, bank
+    return bank
 
 
 def _answers(job, bank, spaces):
     """What models answer about all rows, what their last layers work on, and products with the first kernel."""
     if job.form == "alone":
         return _call(bank, "read", job.on_device).numpy(), None, None
-    first = bank.dense[0]
-    if _first(job.model) is None:
-        answers, last = bank.compiled("read", tf.constant(job.x)[None])
-        return answers.numpy(), last.numpy(), None
-    kernels = [first.kernel.numpy()] + ([first.scale.numpy()[:, 0, 0]] if isinstance(first, layers.SpanDense) else [])
-    inside = np.stack([space.inside(*of) for space, *of in zip(spaces, *kernels, strict=True)])
-    shifts = [
-        np.zeros((), job.x.dtype) if space.shift is None else space.shift @ kernel
-        for space, kernel in zip(spaces, kernels[0], strict=True)
-    ]
-    centered = inside - np.stack([np.broadcast_to(shift, inside.shape[-1:]) for shift in shifts])[:, None]
-    answers, last = bank.compiled("read", tf.zeros((1, 1, 1), inside.dtype), tf.constant(centered.astype(job.x.dtype)))
+    if job.first is None:
+        return *(found.numpy() for found in bank.compiled("read", job.on_device[None])), None
+    kernels = zip(*(weight.numpy() for weight in bank.dense[0].first_weights), strict=True)
+    inside = np.stack([space.inside(*of) for space, of in zip(spaces, kernels, strict=True)])
+    answers, last = bank.compiled("read", tf.zeros((1, 1, 1), inside.dtype), inside)
     return answers.numpy(), last.numpy(), inside
 
 
 def _read(job, bank, models, spaces, weights):
     """Logits, products with the first kernel and further weights of each model; all weights where asked for."""
     answers, _, inside = _answers(job, bank, spaces)
-    logits, first = _as_logits(job.model, answers), _first(job.model)
+    logits, shapes = _as_logits(job.model, answers), [w.shape for w in job.model.get_weights()]
     for place, (m, space) in enumerate(zip(models, spaces, strict=False)):
-        kept = bank.model.get_weights() if job.form == "alone" else _weights(bank, place, space, weights)
+        kept = bank.model.get_weights() if job.form == "alone" else bank.weights_of(place)
         found = {"logits": logits[place]}
-        if first is not None:
-            at = [value is first.kernel for value in job.model.weights].index(True)
+        if job.first is not None:
+            at = [value is job.first.kernel for value in job.model.weights].index(True)
             found["inside"] = job.x @ kept[at] if job.form == "alone" else inside[place]
             found |= {f"further_{i}": value for i, value in enumerate(kept[:at] + kept[at + 1 :])}
+            if weights and job.form != "alone":
+                kept[at] = space.on_features(*(weight.numpy()[place] for weight in bank.dense[0].first_weights))
         if weights:
-            shapes = [w.shape for w in job.model.get_weights()]
-            named = enumerate(zip(kept, shapes, strict=True))
-            found |= {f"weights_{i}": np.reshape(value, shape) for i, (value, shape) in named}
+            found |= {f"weights_{i}": np.reshape(w, s) for i, (w, s) in enumerate(zip(kept, shapes, strict=True))}
         yield m, found
-
-
-def _weights(bank, place, space, on_features):
-    """Weights of one model of a bank in Keras' order; its first kernel on features or, to save time, as it trained."""
-    kept = []
-    for layer in bank.dense:
-        kernel, shift = layer.kernel.numpy()[place], 0.0
-        if layer is bank.dense[0]:
-            scale = [layer.scale.numpy()[place, 0, 0]] if isinstance(layer, layers.SpanDense) else []
-            shift = 0.0 if space.shift is None else space.shift @ kernel
-            kernel = space.on_features(kernel, *scale) if on_features else kernel
-        kept += [kernel, layer.bias.numpy()[place, 0] - shift] if layer.use_bias else [kernel]
-    return kept
 
 
 def _as_logits(model, answers):
     """Logarithms, where a model ends in softmax."""
     last = model.layers[-1] if model.layers else None
-    if isinstance(last, K.layers.Softmax) or _activation(last) is K.activations.softmax:
+    if isinstance(last, K.layers.Softmax) or getattr(last, "activation", None) is K.activations.softmax:
         return np.log(np.maximum(answers, np.finfo(answers.dtype).tiny))
     return answers
 
@@ -1416,10 +1176,8 @@ def clone(model, seed, masks=True):
 
     def seeded(config):
         if isinstance(config, dict):
-            config = {name: seeded(value) for name, value in config.items()}
-            return (
-                config | {"seed": int(rng.integers(2**31))} if "seed" in config and config["seed"] is None else config
-            )
+            drawn = {"seed": int(rng.integers(2**31))} if "seed" in config and config["seed"] is None else {}
+            return {name: seeded(value) for name, value in config.items()} | drawn
         return [seeded(value) for value in config] if isinstance(config, (list, tuple)) else config
 
     def copy_of(layer):
@@ -1427,10 +1185,7 @@ def clone(model, seed, masks=True):
             return layers.Dropout(layer.rate, name=layer.name)
         return layers.again(layer, seeded(layer.get_config()))
 
-    if isinstance(model, K.Sequential.__bases__[0]) and type(model).get_config in (
-        K.Sequential.get_config,
-        K.Sequential.__bases__[0].get_config,
-    ):
+    if isinstance(model, GRAPHS[1]) and type(model).get_config in [graph.get_config for graph in GRAPHS]:
         return K.models.clone_model(model, clone_function=copy_of)
     fresh = type(model).from_config(seeded(model.get_config()))
     fresh.build((None, model.input_shape[-1]))
@@ -1440,33 +1195,22 @@ def clone(model, seed, masks=True):
 # A model of the bank as a model by itself.
 
 
-def _weights_again(job, m):
-    """Train model m once more, and return its weights on features, in Keras' order."""
+def _model_again(job, m):
+    """Train model m once more, as an ordinary Keras model, which loads without genlib; compiled where all is Keras'."""
     if job.plan is not None and job.seed is not None:
         raise ValueError(
             "the noise of a bank's private models follows from its recorded seed, so they are not for release; train "
             "one with privacy.release"
         )
     ((_, found),) = _trained(job, [m], weights=True)
-    return [found[f"weights_{i}"] for i in range(len(job.model.get_weights()))]
-
-
-def _model_again(job, m):
-    """Model m as an ordinary Keras model, which loads without genlib; compiled where all of that is Keras' own."""
-    weights = _weights_again(job, m)
 
     def plain(layer):
-        config = layer.get_config()
-        if isinstance(getattr(layer, "kernel_constraint", None), networks.Sparse):
-            config["kernel_constraint"] = None
-        return layers.again(layer, config)
+        sparse = isinstance(getattr(layer, "kernel_constraint", None), networks.Sparse)
+        return layers.again(layer, layer.get_config() | ({"kernel_constraint": None} if sparse else {}))
 
-    model = (
-        clone(job.model, 0, masks=False)
-        if job.form == "alone"
-        else K.models.clone_model(job.model, clone_function=plain)
-    )
-    model.set_weights(weights)
+    alone = job.form == "alone"
+    model = clone(job.model, 0, masks=False) if alone else K.models.clone_model(job.model, clone_function=plain)
+    model.set_weights([found[f"weights_{i}"] for i in range(len(model.get_weights()))])
     optimizer, loss = job.model.optimizer, job.model.loss
     if all(isinstance(one, str) or type(one).__module__.startswith("keras.") for one in (optimizer, loss)):
         model.compile(type(optimizer).from_config(optimizer.get_config()), loss, metrics=["accuracy"])

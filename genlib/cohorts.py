@@ -198,7 +198,8 @@ def default_panel(source):
     >>> default_panel("tcga-brca"), default_panel("tcga-kipan"), default_panel("mine.csv")
     ('pam50', None, None)
     """
-    return "pam50" if str(source) in NAMED else (registry().get(str(source)) or {}).get("panel")
+    entry = {"panel": "pam50"} if str(source) in NAMED else registry().get(str(source))
+    return entry.get("panel") if isinstance(entry, dict) else None
 
 
 def _own(path, options):

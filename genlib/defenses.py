@@ -8,21 +8,18 @@ not stopped by it. A defense that only hides the signal still leaves the predict
 attacker can do with that too.
 """
 
-import dataclasses
-
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from genlib import bank, layers
+from genlib import bank
 
 K = tf.keras
 
 # Probability in place of a rounded 0, so that logarithms stay finite: far below what any rounding can tell apart.
 NOTHING = 1e-12
-ATTACKER, ATTACKER_RATE = (64, 32), 0.01  # hidden units and rate of an adversary
 
 
 @K.utils.register_keras_serializable("genlib")
@@ -99,79 +96,6 @@ class RelaxLoss(K.losses.Loss):
     def get_config(self):
         """As Keras wants it."""
         return super().get_config() | {"target": self.target}
-
-
-@dataclasses.dataclass(frozen=True)
-class Adversary:
-    """Adversarial regularization: an attacker learns beside each model of a bank, which resists by so much.
-
-    Attributes
-    ----------
-    strength : float
-        Of the attacker's gain in the model's loss.
-    others : numpy.ndarray
-        (n,) bool, patients in no model who stand for non-members.
-
-    References
-    ----------
-    Nasr, Shokri, Houmansadr: "Machine learning with membership privacy using adversarial regularization", CCS 2018,
-    equation 9 and algorithm 1.
-    """
-
-    strength: float
-    others: np.ndarray
-
-    @property
-    def kind(self):
-        """Class of the bank that trains with it."""
-        return AdversarialBank
-
-    def join(self, bank, n_models, n_classes):
-        """Give a bank its attackers: networks that see an answer and its label, (M, b, 2 k) to (M, b, 1)."""
-        network = K.Sequential([K.Input((None, 2 * n_classes), batch_size=n_models)])
-        for units in ATTACKER:
-            network.add(layers.Dense(units, "relu"))
-        network.add(layers.Dense(1))
-        bank.attacker, bank.attackers_optimizer, bank.strength = (
-            network,
-            K.optimizers.Adam(ATTACKER_RATE),
-            self.strength,
-        )
-        bank.attackers_optimizer.build(network.trainable_variables)
-
-    def begin(self, bank, numbers):
-        """Start the attackers anew, each by its number."""
-        for value in bank.attackers_optimizer.variables:
-            if "learning_rate" not in value.name:
-                value.assign(tf.zeros_like(value))
-        rngs = [np.random.default_rng([number, 24]) for number in numbers]
-        for layer in bank.attacker.layers:
-            _, rows, columns = layer.kernel.shape
-            layer.kernel.assign(np.stack([np.sqrt(2 / rows) * rng.standard_normal((rows, columns)) for rng in rngs]))
-            layer.bias.assign(tf.zeros_like(layer.bias))
-
-
-class AdversarialBank(layers.Bank):
-    """A bank whose attackers learn beside its models, which resist."""
-
-    def suspect(self, logits, targets, sign):
-        """Log of the probability that the attackers give to (plus) or against (minus) membership."""
-        return tf.math.log_sigmoid(sign * self.attacker(tf.concat([tf.nn.softmax(logits), targets], -1))[..., 0])
-
-    def step(self, table, step):
-        """One step of the attackers, then one of the models."""
-        x, targets, weights = self.inputs_of(table, step), step["targets"], step["weights"]
-        others = layers.mix(table, step["others"], tf.ones_like(step["others"], x.dtype))
-        with tf.GradientTape() as tape:
-            members = tf.reduce_sum(weights * self.suspect(self(x), targets, 1.0))
-            outsiders = tf.reduce_mean(self.suspect(self(others), step["others_targets"], -1.0), axis=1)
-            loss = -members - tf.reduce_sum(outsiders)
-        self.attackers_optimizer.minimize(loss, self.attacker.trainable_variables, tape=tape)
-        with tf.GradientTape() as tape:
-            logits = self(x, training=True)
-            found = tf.reduce_sum(weights * self.suspect(logits, targets, 1.0))
-            loss = self.loss_of(x, logits, step) + self.strength * found
-        self.optimizer.minimize(loss, self.own, tape=tape)
 
 
 def class_only(logits):
@@ -356,154 +280,6 @@ def ranked(logits):
     """
     rank = np.argsort(np.argsort(-np.asarray(logits), axis=2, kind="stable"), axis=2, kind="stable")
     return _logs(0.5**rank)
-
-
-def memguard(logits, members, reserved, budget, seed):
-    """Add noise that misleads the defender's own attacker, never changing the predicted class.
-
-    For each model the defender trains a small network to tell the answers for members from those for reserved
-    patients. Then each answer is moved until that network is undecided, and the moved answer is shown with a
-    probability that keeps the expected distortion within the budget. One draw for each model and patient.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    members : numpy.ndarray
-        (M, n) bool.
-    reserved : numpy.ndarray
-        (n,) bool, patients that are in no model.
-    budget : float
-        Largest expected L1 distance of the shown probabilities from the true ones; from 0 to 2.
-    seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities.
-
-    Raises
-    ------
-    ValueError
-        When the budget is not from 0 to 2, nobody is reserved, or a reserved patient is a member.
-
-    References
-    ----------
-    Jia et al.: "MemGuard: defending against black-box membership inference attacks via adversarial examples", CCS 2019,
-    section 4: algorithm 1 and equation 12. Simplified: a smaller network, a shorter search (10 nats, so an answer that
-    is far surer than that is not moved), and the answer stops at the network's border, not a step beyond it, where the
-    order of members and others would be turned around.
-
-    Examples
-    --------
-    >>> logits = np.random.default_rng(0).normal(size=(2, 30, 3))
-    >>> members, reserved = np.arange(30)[None] % 3 == np.array([[0], [1]]), np.arange(30) % 3 == 2
-    >>> shown = memguard(logits, members, reserved, budget=0.5, seed=0)
-    >>> bool((shown.argmax(axis=2) == logits.argmax(axis=2)).all())
-    True
-    """
-    if not 0 <= budget <= 2:
-        raise ValueError(f"budget={budget}: an L1 distance of probabilities is from 0 to 2")
-    if not reserved.any() or (members & reserved).any():
-        raise ValueError("memguard needs reserved patients that are members of no model; see membership.reserve")
-    # Only differences of logits count; centered, they are the same whatever was added to them.
-    centered = log_softmax(np.asarray(logits, np.float64), axis=2).astype(np.float32)
-    rngs = [np.random.default_rng([seed, 27, m]) for m in range(len(logits))]
-    network = _train_guard(centered, members, reserved, rngs)
-    moved, doubt, doubt_moved = (part.numpy().astype(np.float64) for part in _mislead(tf.constant(centered), network))
-    plain, shifted = softmax(centered.astype(np.float64), axis=2), softmax(moved, axis=2)
-    distance = np.abs(shifted - plain).sum(axis=2)
-    same = moved.argmax(axis=2) == centered.argmax(axis=2)
-    useful = same & (np.abs(doubt_moved) < np.abs(doubt))
-    chance = np.where(useful, np.minimum(1, budget / np.maximum(distance, NOTHING)), 0)
-    drawn = np.stack([rng.random(logits.shape[1]) for rng in rngs]) < chance
-    # Not by `_logs`: a smallest probability would hide what the noise does not.
-    return log_softmax(np.where(drawn[..., None], moved, np.asarray(logits, np.float64)), axis=2)
-
-
-# Halvings of the way from the true answer to the moved one, to stop at the border and not beyond it.
-HALVINGS = 15
-GUARD_UNITS, GUARD_STEPS, GUARD_RATE = 16, 200, 0.02
-# Of the search: its step (nats), its length, the weight of keeping the class, and growing weights of the distortion.
-MOVE, MOVES, KEEP_CLASS, DISTORTIONS = 0.1, 100, 10.0, (0.1, 1.0, 10.0)
-
-
-def _train_guard(logits, members, reserved, rngs):
-    """One small network a model on sorted probabilities, all trained at once by Adam: above 0 for a member."""
-    k = logits.shape[2]
-    network = K.Sequential([K.Input((None, k), batch_size=len(rngs))])
-    network.add(layers.Dense(GUARD_UNITS, "relu"))
-    network.add(layers.Dense(1))
-    network.layers[0].kernel.assign(np.stack([rng.normal(0, np.sqrt(2 / k), (k, GUARD_UNITS)) for rng in rngs]))
-    network.layers[1].kernel.assign(
-        np.stack([rng.normal(0, np.sqrt(1 / GUARD_UNITS), (GUARD_UNITS, 1)) for rng in rngs])
-    )
-    inside = tf.constant(members / members.sum(axis=1, keepdims=True), tf.float32)
-    outside = tf.constant(np.broadcast_to(reserved / reserved.sum(), members.shape), tf.float32)
-    optimizer = K.optimizers.Adam(GUARD_RATE)
-    optimizer.build(network.trainable_variables)
-
-    def loss():
-        guess = _guard(network, logits)
-        return -tf.reduce_sum(inside * tf.math.log_sigmoid(guess) + outside * tf.math.log_sigmoid(-guess))
-
-    @tf.function(jit_compile=True)
-    def fit():
-        def step(count):
-            optimizer.minimize(loss, network.trainable_variables)
-            return count + 1
-
-        tf.while_loop(lambda count: count < GUARD_STEPS, step, (tf.constant(0),))
-
-    fit()
-    return network
-
-
-def _guard(network, logits):
-    """(M, n), above 0 where the defender's network takes an answer for a member's."""
-    return network(tf.sort(tf.nn.softmax(logits), axis=2, direction="DESCENDING"))[..., 0]
-
-
-@tf.function(jit_compile=True)
-def _mislead(logits, network):
-    """Move every answer over the network's border, by the largest weight of the distortion that still gets there."""
-    plain, guess = tf.nn.softmax(logits), _guard(network, logits)
-    named = tf.one_hot(tf.argmax(logits, axis=2), logits.shape[2])
-
-    def arrived(moved):
-        kept = tf.reduce_sum(named * moved, axis=2) > tf.reduce_max(moved - 1e9 * named, axis=2)
-        return kept & (_guard(network, moved) * guess <= 0)
-
-    def search(weight):
-        def step(moved):
-            with tf.GradientTape() as tape:
-                tape.watch(moved)
-                ahead = tf.reduce_max(moved - 1e9 * named, axis=2) - tf.reduce_sum(named * moved, axis=2)
-                distance = tf.reduce_sum(tf.abs(tf.nn.softmax(moved) - plain), axis=2)
-                loss = tf.abs(_guard(network, moved)) + KEEP_CLASS * tf.nn.relu(ahead) + weight * distance
-                loss = tf.reduce_sum(loss)
-            slope = tape.gradient(loss, moved)
-            length = tf.maximum(tf.norm(slope, axis=2, keepdims=True), 1e-12)
-            return tf.where(arrived(moved)[..., None], moved, moved - MOVE * slope / length)
-
-        return tf.while_loop(
-            lambda count, moved: count < MOVES,
-            lambda count, moved: (count + 1, step(moved)),
-            (tf.constant(0), logits),
-        )[1]
-
-    best = logits
-    for weight in DISTORTIONS:
-        found = search(weight)
-        best = tf.where(arrived(found)[..., None], found, best)
-    # A whole step beyond the border would turn the order around: members just below, all others just above.
-    near, far = tf.zeros_like(guess), tf.ones_like(guess)
-    for _ in range(HALVINGS):
-        middle = (near + far) / 2
-        beyond = _guard(network, logits + middle[..., None] * (best - logits)) * guess <= 0
-        near, far = tf.where(beyond, near, middle), tf.where(beyond, middle, far)
-    best = logits + far[..., None] * (best - logits)
-    return best, guess, _guard(network, best)
 
 
 def smoothing_for(entropy_share, n_classes):

@@ -6,34 +6,57 @@ stay Keras' own. All that is random (who is in which step, dropout masks, noise)
 """
 
 import copy
+import functools
 import inspect
 import threading
+import types
 
+import numpy as np
 import tensorflow as tf
 
 from genlib import networks
 
 K = tf.keras
 TRACING = threading.Lock()  # Keras' graphs are not made for two threads at once; what they compile to is
+PARTS = ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
+BY_ENTRY = (K.regularizers.L1, K.regularizers.L2, K.regularizers.L1L2)  # regularizers that never mix two models
+# Where code of a user's own may stand.
+CODE = (
+    types.FunctionType, functools.partial, K.constraints.Constraint, K.regularizers.Regularizer, K.losses.Loss,
+    K.initializers.Initializer, K.layers.Layer, K.optimizers.Optimizer, K.optimizers.legacy.Optimizer,
+    K.optimizers.schedules.LearningRateSchedule,
+)  # fmt: skip
 
 
 class Dense(K.layers.Layer):
     """M dense layers side by side: (M, b, d) to (M, b, units)."""
 
-    def __init__(self, units, activation=None, use_bias=True, kernel=None, bias=None, **options):
+    def __init__(self, units, activation=None, use_bias=True, parts=None, **options):
         super().__init__(**options)
         self.units, self.activation, self.use_bias = units, K.activations.get(activation), use_bias
-        self.of_kernel, self.of_bias, self.known = kernel or {}, bias or {}, None
+        self.known = None
+        for name in PARTS:
+            setattr(self, name, (parts or {}).get(name))
 
     def build(self, shape):
         """Make kernels (M, d, units) and biases (M, 1, units); their values are assigned."""
         self.add_kernel((shape[0], shape[-1], self.units))
         if self.use_bias:
-            self.bias = self.add_weight("bias", (shape[0], 1, self.units), initializer="zeros", **self.of_bias)
+            self.bias = self.add_zeros("bias", (shape[0], 1, self.units))
 
     def add_kernel(self, shape):
         """Make the kernels."""
-        self.kernel = self.add_weight("kernel", shape, initializer="zeros", **self.of_kernel)
+        self.kernel = self.add_zeros("kernel", shape)
+
+    def add_zeros(self, part, shape):
+        """Make the kernels or the biases, with what Keras does to them."""
+        does = {name: getattr(self, f"{part}_{name}") for name in ("regularizer", "constraint")}
+        return self.add_weight(part, shape, initializer="zeros", **does)
+
+    @property
+    def first_weights(self):
+        """What the product with the inputs takes."""
+        return [self.kernel]
 
     def product(self, x, training):
         """Inputs times kernels, without biases; or that product where it is known."""
@@ -57,11 +80,13 @@ class SpanDense(Dense):
     def add_kernel(self, shape):
         """Make the coefficients A of the members, and the scale of the start, which decays like them."""
         super().add_kernel((shape[0], shape[1] - self.units, self.units))
-        options = {
-            "regularizer": self.of_kernel.get("regularizer"),
-            "trainable": bool(self.of_kernel.get("regularizer")),
-        }
-        self.scale = self.add_weight("scale", (shape[0], 1, 1), initializer="ones", **options)
+        decays = {"regularizer": self.kernel_regularizer, "trainable": self.kernel_regularizer is not None}
+        self.scale = self.add_weight("scale", (shape[0], 1, 1), initializer="ones", **decays)
+
+    @property
+    def first_weights(self):
+        """What the product with the inputs takes."""
+        return [self.kernel, self.scale]
 
     def product(self, x, training):
         """Value through the inner products; what is added while training is exactly zero, and brings the gradient."""
@@ -106,9 +131,8 @@ class Pool(K.layers.Layer):
     def call(self, x):
         """(M, b, length, c) to (M, b, length // width, c)."""
         whole = x.shape[2] // self.width
-        return tf.reduce_max(
-            tf.reshape(x[:, :, : whole * self.width], (x.shape[0], -1, whole, self.width, x.shape[3])), axis=3
-        )
+        parts = (x.shape[0], -1, whole, self.width, x.shape[3])
+        return tf.reduce_max(tf.reshape(x[:, :, : whole * self.width], parts), axis=3)
 
 
 class Dropout(K.layers.Layer):
@@ -221,6 +245,11 @@ class Alone(Steps):
         data = mix(table, step["rows"], step["shares"]), step["targets"], step["weights"]
         self.model.train_step(tuple(part[0] for part in (data if self.weighted else data[:2])))
 
+    def begin(self, starts):
+        """Give the model the weights that it starts from."""
+        self.model.set_weights(starts[0])
+        self.restart()
+
     def read(self, x):
         """Answers (1, n, k)."""
         return self.model(x, training=False)[None]
@@ -236,6 +265,24 @@ class Bank(Steps, K.Model):
         self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         self.trained = [layer for layer in self.dense if layer.trainable]
         self.own, self.traced = list(self.trainable_variables), {}
+
+    def begin(self, starts):
+        """Give the models the weights that they start from, each a list in Keras' order."""
+        columns = iter(zip(*starts, strict=True))
+        for layer in self.dense:
+            layer.kernel.assign(np.reshape(np.stack(next(columns)), layer.kernel.shape))
+            if isinstance(layer, SpanDense):
+                layer.scale.assign(tf.ones_like(layer.scale))
+            if layer.use_bias:
+                layer.bias.assign(np.stack(next(columns))[:, None])
+            if isinstance(layer.kernel.constraint, networks.Sparse):
+                layer.kernel.constraint.alive.assign(tf.ones_like(layer.kernel))
+        self.restart()
+
+    def weights_of(self, place):
+        """Weights of one model in Keras' order; its first kernel as it trained."""
+        kept = [[layer.kernel[place], *([layer.bias[place, 0]] if layer.use_bias else [])] for layer in self.dense]
+        return [weight.numpy() for of_layer in kept for weight in of_layer]
 
     def read(self, x, inside=None):
         """Answers (M, n, k) and what the last layer works on (M, n, h); of `inside`, products with the first kernel."""
@@ -335,19 +382,14 @@ def stack(model, models, width, in_span=False, kind=Bank):
     def clone(layer):
         config = {"name": layer.name, "trainable": layer.trainable}
         if type(layer) in (K.layers.Dense, K.layers.Conv1D):
+            config["parts"] = {name: _variable(getattr(layer, name)) for name in PARTS}
             config |= {"activation": layer.activation, "use_bias": layer.use_bias}
-            for part in ("kernel", "bias"):
-                regularizer, constraint = (getattr(layer, f"{part}_{name}") for name in ("regularizer", "constraint"))
-                config[part] = {"regularizer": _variable(regularizer), "constraint": _variable(constraint)}
             if type(layer) is K.layers.Conv1D:
                 return Convolution(layer.filters, layer.kernel_size[0], layer.padding, **config)
-            if in_span and layer is first:
-                del config["kernel"]["constraint"]
-                return SpanDense(layer.units, **config)
-            return Dense(layer.units, **config)
+            return (SpanDense if in_span and layer is first else Dense)(layer.units, **config)
         if type(layer) is K.layers.Dropout:
             dropout = Dropout(layer.rate, **config)
-            dropout.rate = tf.Variable(layer.rate, dtype=K.backend.floatx(), trainable=False)
+            dropout.rate = _held(layer.rate)
             return dropout
         if type(layer) is K.layers.MaxPooling1D:
             return Pool(layer.pool_size[0], **config)
@@ -358,6 +400,14 @@ def stack(model, models, width, in_span=False, kind=Bank):
     given = K.Input((None, width), batch_size=models)
     clone = K.models.clone_model(K.Model(model.inputs, model.outputs), input_tensors=[given], clone_function=clone)
     return kind(clone.input, clone.output)
+
+
+class Function(K.losses.Loss):
+    """A loss given as a function."""
+
+    def __init__(self, function, **options):
+        super().__init__(**options)
+        self.call = function
 
 
 def is_own(thing):
@@ -377,11 +427,14 @@ def again(layer, config=None):
     return fresh
 
 
+def _held(value):
+    return tf.Variable(value, dtype=K.backend.floatx(), trainable=False)
+
+
 def _variable(part):
     """A regularizer or constraint whose strength is a variable: one compiled network serves all strengths."""
     held = copy.copy(part)
-    names = ("l1", "l2") if type(part) in (K.regularizers.L1, K.regularizers.L2) else ()
-    for name in ("strength", "ramp") if isinstance(part, networks.Sparse) else names:
-        if hasattr(part, name):
-            setattr(held, name, tf.Variable(getattr(part, name), dtype=K.backend.floatx(), trainable=False))
+    names = {K.regularizers.L1: ["l1"], K.regularizers.L2: ["l2"], networks.Sparse: ["strength", "ramp"]}
+    for name in names.get(type(part), []):
+        setattr(held, name, _held(getattr(part, name)))
     return held

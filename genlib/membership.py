@@ -258,6 +258,39 @@ def outsider_split(labels, seed):
     return target_split(labels, (seed, 12))
 
 
+def check(labels, members, n_classes):
+    """Refuse labels that are not whole numbers from 0 to `n_classes` - 1, and members that are not True or False.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, what it holds and the way out.
+
+    Examples
+    --------
+    >>> check(np.array([1, 2]), np.array([[True, False]]), n_classes=2)
+    Traceback (most recent call last):
+    ValueError: labels run from 1 to 2, and there are 2 classes: number them from 0 to 1, ...
+    """
+    labels, members = np.asarray(labels), np.asarray(members)
+    way_out = "as np.unique(labels, return_inverse=True)[1] does where every class has patients"
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels are of type {labels.dtype} (the first is {labels.flat[0]!r}): number the classes by whole numbers "
+            f"from 0 to {n_classes - 1}, {way_out}"
+        )
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, and there are {n_classes} classes: number them from 0 "
+            f"to {n_classes - 1}, {way_out}"
+        )
+    if members.dtype != bool:
+        raise ValueError(
+            f"members are of type {members.dtype}, where ~members would be no non-members: give True and False, as "
+            "members.astype(bool)"
+        )
+
+
 def _n_pairs(n_models):
     if n_models < 2 or n_models % 2:
         raise ValueError(f"n_models={n_models}: models come in complement twins, so give an even number of at least 2")

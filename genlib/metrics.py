@@ -1,7 +1,8 @@
 """How well a classifier does and how many training patients an attack finds, each number with an interval.
 
-Intervals are percentile bootstraps over patients and, where there are at least two, over twin pairs of models: the
-number of answers that a patient and a pair give is random together, not answer by answer.
+What is measured depends on which patients were there and on which models were trained, not answer by answer. Variances
+of attacks come from a bootstrap over patients and over twin pairs of models, those of utility from sums over patients;
+the interval of a rate is the exact one of as many patients as that variance speaks of.
 """
 
 import concurrent.futures
@@ -10,8 +11,7 @@ import os
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
-from scipy.stats import norm
+from scipy.special import betaincinv, ndtr, ndtri, softmax, stdtrit
 from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
 CONFIDENCE = 0.95
@@ -106,7 +106,8 @@ class _Answers:
         cells = models // 2 * np.shape(members)[1] + patients
         self.true_cells, self.false_cells = cells[who], cells[~who]
         self.true, self.false = found[who], found[~who]
-        self.false_patients, self.n_patients = patients[~who], len(np.unique(patients))
+        self.true_patients, self.false_patients = patients[who], patients[~who]
+        self.n_patients = _count(patients)
         # A threshold just above each non-member, and one below everybody: how many stand above it.
         tie_ends = np.searchsorted(-self.true, -self.false, side="right")
         self.true_above = np.r_[np.searchsorted(-self.true, -self.false), len(self.true)]
@@ -122,31 +123,33 @@ class _Answers:
         return int(limit * SLACK * len(self.false))
 
 
-@functools.lru_cache(maxsize=4)  # attacks on one bank, and its classes, are measured on the same draws
-def _draws(seed, stream, n_draws, n_models, n_patients):
-    """Counts of patients (B + 1, n) and of twin pairs (B + 1, pairs): first each once, as the data, then the draws."""
-    drawn = _weights(np.random.default_rng([seed, stream]), n_draws, n_models, n_patients)
-    counts = tuple(np.vstack([np.ones((1, part.shape[1]), part.dtype), part]) for part in drawn)
-    for part in counts:
-        part.setflags(write=False)  # what is kept for the next call stays as it was drawn
-    return counts
+@functools.lru_cache(maxsize=2)  # attacks on one bank are measured on the same draws
+def _draws(seed, n_draws, n_models, n_patients):
+    """Weights of patients in twin pairs, (1 + B + B // 4, pairs, n), whole numbers.
 
-
-def _weights(rng, n_draws, n_models, n_patients):
-    """Bootstrap counts of patients (B, n) and of twin pairs (B, pairs)."""
-    n_pairs = -(-n_models // 2)
-    patients = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), n_draws)
-    pairs = rng.multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_draws)
-    return patients.astype(np.int32), pairs.astype(np.int32)
+    The data come first, everybody once. Then B draws of patients and of pairs, multiplied: they count what an answer
+    owes to chance alone three times. Last, to know how much that is, every patient draws pairs of its own.
+    """
+    rng, n_pairs = np.random.default_rng([seed, 8]), -(-n_models // 2)
+    patients = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), n_draws).astype(np.int16)
+    pairs = rng.multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), n_draws).astype(np.int16)
+    own = pairs[rng.integers(n_draws, size=(-(-n_draws // 4), n_patients))].transpose(0, 2, 1)
+    drawn = np.vstack([np.ones((1, n_pairs, n_patients), np.int16), pairs[:, :, None] * patients[:, None, :], own])
+    drawn.setflags(write=False)  # what is kept for the next call stays as it was drawn
+    return drawn
 
 
 def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500, seed=0, level=CONFIDENCE):
     """Measure one attack: AUC, advantage, TPR and PPV at low false positive rates, with intervals, also by group.
 
-    Rates pool all target models. The advantage, a maximum over thresholds, is too large by chance; its interval is the
-    bootstrap mirrored at the estimate, which corrects for that. A group is judged twice: at the threshold that gives
-    the stated false positive rate over everybody (one attacker, one threshold; rows ``at the global threshold``), and
-    at its own.
+    Rates pool all target models. A group is judged twice: at the threshold that gives the stated false positive rate
+    over everybody (one attacker, one threshold; rows ``at the global threshold``, the group's own false positive rate
+    beside the true positive rate), and at its own.
+
+    Patients and twin pairs are drawn together, which gives the right variance but for what single answers owe to
+    chance: that is counted three times, so it is measured and taken back twice. A rate, and the AUC, gets the exact
+    interval of as many patients as this variance speaks of: 0 found of 34 patients goes up to 10 %. The advantage, a
+    maximum over thresholds, is too large by chance; its interval is moved by as much as its draws are.
 
     Parameters
     ----------
@@ -159,17 +162,16 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     group_names : sequence of str, optional
         Name of group 0, 1, ...
     n_bootstrap : int
-        Bootstrap draws behind each interval.
+        Draws of patients and pairs behind each variance, at least 2; a quarter as many again take its inflation back.
     seed : int
     level : float
-        Coverage of the intervals; pass 1 - 0.05 / m for a Bonferroni correction over m statements.
+        Coverage of the intervals; 1 - 0.05 / m corrects for m statements (Bonferroni).
 
     Returns
     -------
     pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models, false_positives, false_positive_patients,
-        note. Where a rate rests on fewer than five false positives, or on fewer than five patients, `note` says so and
-        the estimate is NaN.
+        Columns group, metric, estimate, low, high, n_patients, n_models, false_positives, false_positive_patients.
+        Where the false positives are fewer than five, or of fewer than five patients, the rate is NaN.
 
     Raises
     ------
@@ -180,6 +182,8 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     ----------
     TPR at low FPR: Carlini et al., "Membership inference attacks from first principles", IEEE S&P 2022, section IV.
     Advantage: Yeom et al., CSF 2018, definition 4. PPV at a prior: Jayaraman et al., PoPETs 2021, section 3.2.
+    Draws of two kinds multiplied: Owen, Annals of Applied Statistics 1(2), 2007, theorem 4. Exact intervals with an
+    effective number: Korn, Graubard, Survey Methodology 24(2), 1998.
 
     Examples
     --------
@@ -190,36 +194,36 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     >>> bool(row.low < row.estimate < row.high)
     True
     """
-    everybody = _Answers(scores, members)
-    scores, members = np.asarray(scores), np.asarray(members)
-    n_models, n_patients = members.shape
-    patients, pairs = _draws(seed, 8, n_bootstrap, n_models, n_patients)
-    values = _measure(everybody, patients, pairs)
-    tables = [pd.DataFrame(_rows(values, everybody, everybody, level)).assign(group="all")]
+    rows = _attack_rows(scores, members, groups, group_names, n_bootstrap, seed, level)
+    return _table(rows, "draws", len(members))
+
+
+def _attack_rows(scores, members, groups, group_names, n_bootstrap, seed, level):
+    """Rows of `attack_table`, and in each the values of all draws."""
+    kinds = {"all": _Answers(scores, members)}
     for k in () if groups is None else np.unique(groups):
-        mine = np.flatnonzero(np.broadcast_to(np.asarray(groups) == k, n_patients))
         try:
-            answers = _Answers(scores[:, mine], members[:, mine])
+            mine = _Answers(np.where(np.asarray(groups) == k, scores, np.nan), members)
         except ValueError:
             continue  # no member or no non-member of this group was judged: there is nothing to measure
-        own = _measure(answers, patients.take(mine, axis=1), pairs, values["thresholds"])
-        name = str(k) if group_names is None else group_names[k]
-        tables.append(pd.DataFrame(_rows(own, answers, everybody, level)).assign(group=name))
-    return pd.concat(tables, ignore_index=True).assign(n_models=n_models)
+        kinds[str(k) if group_names is None else group_names[k]] = mine
+    values = _measure(list(kinds.values()), _draws(seed, n_bootstrap, *np.shape(members)))
+    tables = [_rows(v, answers, kinds["all"], level) for v, answers in zip(values, kinds.values(), strict=True)]
+    return [{"group": group, **row} for group, rows in zip(kinds, tables, strict=True) for row in rows]
 
 
-def _measure(answers, patients, pairs, shared=None):
-    """Measures by name, one row a draw; also at thresholds `shared` with others, where given."""
-    step = max(1, CHUNK // (2 * patients.shape[1] * pairs.shape[1]))
+def _measure(kinds, weights):
+    """For each kind of answers, measures by name, one row a draw; also at the thresholds of the first kind."""
+    step = max(1, CHUNK // weights[0].size)
 
     def part(start):
-        drawn = slice(start, start + step)
-        table = (pairs[drawn, :, None] * patients[drawn, None, :]).reshape(len(pairs[drawn]), -1)
-        return _measure_draws(answers, table, None if shared is None else shared[drawn])
+        table = weights[start : start + step].reshape(-1, weights[0].size)
+        first = _measure_draws(kinds[0], table, None)
+        return [first, *(_measure_draws(answers, table, first["thresholds"]) for answers in kinds[1:])]
 
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        parts = list(pool.map(part, range(0, len(patients), step)))
-    return {name: np.concatenate([values[name] for values in parts]) for name in parts[0]}
+        parts = list(pool.map(part, range(0, len(weights), step)))
+    return [{name: np.concatenate([p[k][name] for p in parts]) for name in parts[0][k]} for k in range(len(kinds))]
 
 
 def _measure_draws(answers, table, shared):
@@ -237,13 +241,13 @@ def _measure_draws(answers, table, shared):
     allowed = np.floor(np.multiply.outer(n_false, FPR_LEVELS) * SLACK).astype(np.int32)
     place = np.stack([row.searchsorted(most, side="right") for row, most in zip(false, allowed, strict=True)]) - 1
     values = {"thresholds": answers.thresholds[place]}
+    shared = values["thresholds"] if shared is None else shared
     with np.errstate(invalid="ignore"):
         values |= {"AUC": area / (n_true * n_false), "advantage": gap / (n_true * n_false)}
         values["TPR"] = np.take_along_axis(true, answers.true_above[place], axis=1) / n_true[:, None]
-        if shared is not None:
-            for rate, counts, scores in (("TPR", true, answers.true), ("FPR", false, answers.false)):
-                reach = np.searchsorted(-scores, -shared, side="right")
-                values["global " + rate] = np.take_along_axis(counts, reach, axis=1) / counts[:, -1:]
+        for rate, counts, scores in (("TPR", true, answers.true), ("FPR", false, answers.false)):
+            reach = np.searchsorted(-scores, -shared, side="right")
+            values["global " + rate] = np.take_along_axis(counts, reach, axis=1) / counts[:, -1:]
     return values
 
 
@@ -256,27 +260,90 @@ def _cumulative(table, cells):
     return counts
 
 
+def _spread(values):
+    """Bias and variance of a measure from its draws, the chance in single answers counted once."""
+    n_draws = 4 * (len(values) - 1) // 5
+    drawn, own = (part[np.isfinite(part)] for part in (values[1 : n_draws + 1], values[n_draws + 1 :]))
+    inflated = drawn.var() if len(drawn) else 0.0
+    if inflated == 0:
+        return 0.0, 0.0
+    variance = max(inflated / 3, inflated - 2 * (own.var() if len(own) else 0.0))
+    return np.sqrt(variance / inflated) * (drawn.mean() - values[0]), variance
+
+
+def clopper_pearson(successes, trials, tail):
+    """Lower and upper bound of a rate, each exceeded with probability `tail` at most; numbers need not be whole.
+
+    Examples
+    --------
+    >>> low, high = clopper_pearson(0, 34, tail=0.025)
+    >>> float(high.round(3))
+    0.103
+    """
+    k = np.asarray(successes, float)
+    with np.errstate(invalid="ignore"):
+        low = np.where(k > 0, betaincinv(k, trials - k + 1, tail), 0.0)
+        high = np.where(k < trials, betaincinv(k + 1, trials - k, 1 - tail), 1.0)
+    return low, high
+
+
+def _interval(rate, variance, n_patients, fewest, level):
+    """Exact interval of a rate, with as many patients as its variance speaks of.
+
+    Were every patient always or never a success, that would be `n_patients`. It may be more, by averages over models,
+    as far as the fewer of those with a success and those with a failure, `fewest`, let the variance be known.
+    """
+    tail, n = (1 - level) / 2, n_patients
+    if variance > 0 and fewest > 0:
+        told = rate * (1 - rate) / variance
+        n = min(told, max(n, told * (ndtri(tail) / stdtrit(fewest, tail)) ** 2))
+    low, high = clopper_pearson(rate * n, n, tail)
+    return {"estimate": rate, "low": float(low), "high": float(high)}
+
+
+def _attack_rate(draws, patients, n_named, n, level):
+    """Row of a rate; `patients` of all its answers, from the highest score down, and how many answers are named."""
+    fewest = min(_count(patients[:n_named]), _count(patients[n_named:]))
+    return {**_interval(draws[0], _spread(draws)[1], n, fewest, level), "draws": draws}
+
+
 def _rows(values, answers, everybody, level):
     """Rows for one group at its own thresholds, and at those of everybody."""
-    rows = [_row("AUC", values["AUC"], answers, level)]
+    n = answers.n_patients
+    area, gaps = values["AUC"], values["advantage"]
+    rows = [{"metric": "AUC", **_interval(area[0], _spread(area)[1], n, n - 1, level), "draws": area}]
     # The largest of many gaps lies above 0 by chance alone, and more so in every draw: as much as the draws lie above
-    # the estimate, the estimate lies above the truth. So the draws are mirrored at the estimate.
-    gaps = values["advantage"]
-    row = _row("advantage", np.r_[gaps[0], 2 * gaps[0] - gaps[1:]], answers, level)
-    rows.append({**row, "low": max(0.0, row["low"]), "high": max(row["estimate"], row["high"])})
+    # the estimate, the estimate lies above the truth.
+    bias, variance = _spread(gaps)
+    low, high = gaps[0] - bias + ndtri([(1 - level) / 2, (1 + level) / 2]) * np.sqrt(variance)
+    ends = {"low": max(0.0, low), "high": max(gaps[0], high)}
+    rows.append({"metric": "advantage", "estimate": gaps[0], **ends, "draws": gaps})
     for limit, rates in zip(FPR_LEVELS, values["TPR"].T, strict=True):
-        support = _false_positives(answers, answers.false_above[answers.allowed(limit)])
-        named = {f"TPR at FPR {limit:g}": rates}
+        place = answers.allowed(limit)
+        support = _false_positives(answers, answers.false_above[place])
+        rate = _attack_rate(rates, answers.true_patients, answers.true_above[place], n, level)
+        rows.append({"metric": f"TPR at FPR {limit:g}", **rate, **support})
         for prior in PRIORS if limit == 0.01 else ():
-            named[f"PPV at prior {prior:g}, FPR {limit:g}"] = _ppv(rates, limit, prior)
-        rows += [_supported(_row(name, v, answers, level), limit, answers, support) for name, v in named.items()]
+            worth = {name: _ppv(value, limit, prior) for name, value in rate.items()}
+            rows.append({"metric": f"PPV at prior {prior:g}, FPR {limit:g}", **worth, **support})
     for i, limit in enumerate(FPR_LEVELS if answers is not everybody else ()):
         threshold = everybody.thresholds[everybody.allowed(limit)]
         support = _false_positives(everybody, np.count_nonzero(everybody.false >= threshold))
-        for rate in ("TPR", "FPR"):
-            row = _row(f"{rate} at the global threshold, FPR {limit:g}", values["global " + rate][:, i], answers, level)
-            rows.append(_supported(row, limit, everybody, support))
-    return rows
+        sides = {"TPR": (answers.true, answers.true_patients), "FPR": (answers.false, answers.false_patients)}
+        for rate, (scores, who) in sides.items():
+            row = _attack_rate(values["global " + rate][:, i], who, np.count_nonzero(scores >= threshold), n, level)
+            rows.append({"metric": f"{rate} at the global threshold, FPR {limit:g}", **row, **support})
+    return [{"n_patients": n, **row} for row in rows]
+
+
+def _table(rows, errors, n_models):
+    """Rows without what says how they err together."""
+    return pd.DataFrame([{k: v for k, v in row.items() if k != errors} for row in rows]).assign(n_models=n_models)
+
+
+def _count(patients):
+    """Number of distinct patients."""
+    return int(np.count_nonzero(np.bincount(patients)))
 
 
 def _ppv(tpr, fpr, prior):
@@ -285,31 +352,11 @@ def _ppv(tpr, fpr, prior):
 
 
 def _false_positives(answers, n_named):
-    return {"false_positives": n_named, "false_positive_patients": len(np.unique(answers.false_patients[:n_named]))}
-
-
-def _row(metric, values, answers, level):
-    draws = values[1:][np.isfinite(values[1:])]
-    tail = 50 * (1 - level)
-    low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (np.nan, np.nan)
-    row = {"metric": metric, "estimate": values[0], "low": low, "high": high}
-    return {**row, "n_patients": answers.n_patients, "note": ""}
-
-
-def _supported(row, limit, answers, support):
-    """Withdraw a rate that rests on too few false positives to mean anything, and say so."""
-    allowed = answers.allowed(limit)
-    row |= support
-    if allowed < FEWEST_FALSE_POSITIVES:
-        row["note"] = f"not measurable: {allowed} false positives allowed, fewer than {FEWEST_FALSE_POSITIVES}"
-    elif support["false_positive_patients"] < FEWEST_FALSE_POSITIVES:
-        row["note"] = (
-            f"not measurable: the false positives are {support['false_positive_patients']} patients, fewer than "
-            f"{FEWEST_FALSE_POSITIVES}"
-        )
-    if row["note"]:
-        row |= {"estimate": np.nan, "low": np.nan, "high": np.nan}
-    return row
+    """What a rate rests on; where that is too little to mean anything, the rate is withdrawn."""
+    n_patients = _count(answers.false_patients[:n_named])
+    row = {"false_positives": n_named, "false_positive_patients": n_patients}
+    few = n_patients < FEWEST_FALSE_POSITIVES
+    return row | (dict.fromkeys(("estimate", "low", "high"), np.nan) if few else {})
 
 
 def bonferroni_low(table, n_statements=None):
@@ -335,13 +382,16 @@ def bonferroni_low(table, n_statements=None):
     array([0.357])
     """
     miss = 1 - CONFIDENCE
-    wider = norm.ppf(1 - miss / 2 / (n_statements or len(table))) / norm.ppf(1 - miss / 2)
+    wider = ndtri(1 - miss / 2 / (n_statements or len(table))) / ndtri(1 - miss / 2)
     estimate, low = table["estimate"].to_numpy(float), table["low"].to_numpy(float)
     return estimate - wider * (estimate - low)
 
 
-def utility_table(logits, labels, judged, class_names=None, n_bootstrap=500, seed=0, level=CONFIDENCE):
+def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE):
     """Measure a classifier: accuracy, balanced accuracy, recall per class, Brier score, calibration error.
+
+    The intervals are those of another cohort, though all models share this one: a patient counts as one that is judged
+    and, as far as halves of the cohort tell, as one that others were trained on.
 
     Parameters
     ----------
@@ -352,8 +402,8 @@ def utility_table(logits, labels, judged, class_names=None, n_bootstrap=500, see
     judged : numpy.ndarray
         (M, n) bool: whose predictions count, as ``~members`` for held-out patients.
     class_names : sequence of str, optional
-    n_bootstrap, seed, level
-        As in `attack_table`.
+    level : float
+        Coverage of the intervals, each the exact one of as many patients as its variance speaks of.
 
     Returns
     -------
@@ -369,6 +419,7 @@ def utility_table(logits, labels, judged, class_names=None, n_bootstrap=500, see
 
     References
     ----------
+    Variance over halves as that over cohorts: McCarthy, Review of the International Statistical Institute 37(3), 1969.
     Expected calibration error: Guo et al., ICML 2017, equation 3. Brier: Monthly Weather Review 78(1), 1950.
 
     Examples
@@ -378,62 +429,185 @@ def utility_table(logits, labels, judged, class_names=None, n_bootstrap=500, see
     >>> utility_table(logits, labels, np.ones((2, 40), bool)).set_index("metric").loc["accuracy", "estimate"]
     1.0
     """
+    rows = _utility_rows(logits, labels, judged, class_names, level)
+    return _table(rows, "parts", len(judged))
+
+
+def _utility_rows(logits, labels, judged, class_names, level):
+    """Rows of `utility_table`, and in each the part that every answer has in the error of the estimate, (M, n)."""
     logits, labels, judged = np.asarray(logits, float), np.asarray(labels), np.asarray(judged, bool)
     if logits.shape[:2] != judged.shape or labels.shape != judged.shape[1:] or not judged.any():
         raise ValueError(
             f"shapes disagree or nobody is judged: logits {logits.shape}, labels {labels.shape}, judged {judged.shape}"
         )
-    patients, pairs = _draws(seed, 9, n_bootstrap, *judged.shape)
-    patients = patients.astype(np.float32)
-    models, columns = np.nonzero(judged)
-    cells = models // 2 * judged.shape[1] + columns
-
-    def total(values, chosen=slice(None)):
-        # Twins share their weight, so what they say of a patient is added up before it is weighted.
-        sums = np.bincount(cells, values, pairs.shape[1] * judged.shape[1]).reshape(-1, judged.shape[1])
-        return np.einsum("ij,ij->i", patients[:, chosen] @ sums[:, chosen].T.astype(np.float32), pairs, dtype=float)
-
     # Classes first: the numbers of an answer are then taken together whole rows at a time.
-    probability = softmax(np.ascontiguousarray(logits[judged].T), axis=0)
-    draws = _utility_draws(probability, labels, columns, total)
+    probability = softmax(np.ascontiguousarray(np.moveaxis(logits, 2, 0)), axis=0)
+    confidence, correct = probability.max(axis=0), (probability.argmax(axis=0) == labels).astype(float)
+    distance = (probability**2).sum(axis=0) + 1 - 2 * probability[labels, :, np.arange(len(labels))].T
+    gaps, bias = _calibration(confidence, correct, judged)
+    classes = {k: judged & (labels == k) for k in np.unique(labels[judged.any(axis=0)])}
+    recalls = {k: _mean(correct, chosen) for k, chosen in classes.items()}
+    balanced = [sum(part) / len(recalls) for part in zip(*recalls.values(), strict=True)]
+    found = [("all", "accuracy", judged, *_mean(correct, judged)), ("all", "balanced accuracy", judged, *balanced)]
+    found.append(("all", "Brier score", judged, *_mean(distance / 2, judged)))
+    found.append(("all", "calibration error", judged, *_mean(gaps, judged)))
+    for k, recall in recalls.items():
+        found.append((str(k) if class_names is None else class_names[k], "recall", classes[k], *recall))
     rows = []
-    tail = 50 * (1 - level)
-    for (k, metric), values in draws.items():
-        mirrored = metric == "calibration error"
-        # A sum of absolute gaps lies above the truth by chance, and its draws above it: mirrored as the advantage is.
-        low, high = np.nanpercentile(2 * values[0] - values[1:] if mirrored else values[1:], [tail, 100 - tail])
-        low, high = (max(0.0, low), max(values[0], high)) if mirrored else (low, high)
-        group = "all" if k is None else str(k) if class_names is None else class_names[k]
-        row = {"group": group, "metric": metric, "estimate": values[0], "low": low, "high": high}
-        n_patients = int((judged.any(axis=0) & (True if k is None else labels == k)).sum())
-        rows.append({**row, "n_patients": n_patients, "n_models": len(judged)})
-    return pd.DataFrame(rows)
+    for group, metric, chosen, estimate, parts in found:
+        n, variance = int(chosen.any(axis=0).sum()), _nested(parts, judged)
+        fewest = min((parts > 0).any(axis=0).sum(), (parts < 0).any(axis=0).sum())
+        row = _interval(estimate, variance, n, fewest, level)
+        if metric == "calibration error":
+            row["low"] = _interval(max(0.0, estimate - bias), variance, n, fewest, level)["low"]
+        if metric == "Brier score":  # of 0 to 2: its half is taken for a rate
+            row, parts = {name: 2 * value for name, value in row.items()}, 2 * parts
+        rows.append({"group": group, "metric": metric, **row, "n_patients": n, "parts": parts})
+    return rows
 
 
-def _utility_draws(probability, labels, columns, total):
-    """Values by (class or None for all, metric), the first that of the data, then one a draw."""
-    true, confidence = labels[columns], probability.max(axis=0)
-    correct = (probability.argmax(axis=0) == true).astype(float)
-    hits, judged = {}, {}
-    for k in np.unique(labels):
-        chosen = np.flatnonzero(labels == k)
-        hits[k], judged[k] = total(correct, chosen), total(np.ones(len(true)), chosen)
-    everybody = sum(judged.values())
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = sum(np.abs(total((confidence - correct) * (bins == b))) for b in np.unique(bins))
-    probability[true, np.arange(len(true))] -= 1  # now how far each lies from the true class
-    with np.errstate(invalid="ignore"):
-        recalls = {k: hits[k] / judged[k] for k in hits}
-        return {
-            (None, "accuracy"): sum(hits.values()) / everybody,
-            (None, "balanced accuracy"): np.nanmean(list(recalls.values()), axis=0),
-            (None, "Brier score"): total((probability**2).sum(axis=0)) / everybody,
-            (None, "calibration error"): gaps / everybody,
-            **{(k, "recall"): recall for k, recall in recalls.items()},
-        }
+def _mean(values, chosen):
+    """Mean over the chosen answers, and the part that each has in its error."""
+    mean = values[chosen].mean()
+    return mean, np.where(chosen, values - mean, 0.0) / chosen.sum()
 
 
-def separation_table(points, labels, judged, n_bootstrap=200, seed=0, level=CONFIDENCE):
+def _calibration(confidence, correct, judged):
+    """Numbers whose mean is the calibration error, and by how much chance alone makes it too large."""
+    bins, n = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1), judged.shape[1]
+    gaps = np.where(judged, confidence - correct, 0.0)
+    places = (bins * n + np.arange(n)).ravel()
+    patients = np.bincount(places, gaps.ravel(), CALIBRATION_BINS * n).reshape(-1, n) / judged.sum()
+    gap, deviation = patients.sum(axis=1), np.sqrt((patients**2).sum(axis=1))
+    # Mean of the size of a normal number, less the size of its mean.
+    far = np.abs(gap) / np.maximum(deviation, 1e-300)
+    bias = deviation * np.sqrt(2 / np.pi) * np.exp(-(far**2) / 2) - 2 * np.abs(gap) * ndtr(-far)
+    return gaps * np.sign(gap)[bins], bias.sum()
+
+
+def _nested(parts, judged):
+    """Variance over cohorts of a sum of parts (M, n), though all models share one cohort.
+
+    A patient moves the sum where it is judged, and where others are judged by models that it trained. The second is
+    seen in how models differ beyond the patients that they judge: to draw one half of a cohort varies as much as to
+    draw the cohort does. Pairs of patients are counted, each with itself left out, so that chance adds nothing.
+    """
+    patients, counts = parts.sum(axis=0), judged.sum(axis=0)
+    means, often = patients / np.maximum(counts, 1), counts[counts > 0].mean()
+    expected, own = (np.where(judged, values, 0.0).sum(axis=1) for values in (means, patients))
+    models = parts.sum(axis=1) - expected
+    trained = len(parts) * (models @ models - (parts**2).sum() + patients @ means)
+    both = 2 * models @ (patients.sum() - 2 * own)
+    lost = often / (often - 1) if often > 1 else 0.0  # a patient's mean over few models takes part of their difference
+    return patients @ patients + max(0.0, lost * (trained + both))
+
+
+def attack_difference(scores, baseline, members, groups=None, group_names=None, n_bootstrap=500, seed=0):
+    """Compare an attack under two settings on the same patients and twin pairs, as with a defense and without.
+
+    Overlap of two intervals decides nothing, since both move with the same patients. The interval is made of those of
+    the two tables, closer together by as much as the two measures rise and fall together over the draws.
+
+    Parameters
+    ----------
+    scores, baseline : numpy.ndarray
+        (M, n), of the setting and of what it is compared with.
+    members, groups, group_names, n_bootstrap, seed
+        As in `attack_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns group, metric, estimate (setting less baseline), low, high, p_value, n_patients, n_models; one row for
+        each that both tables measure. `holm` corrects the p-values of all rows that one sentence speaks of.
+
+    References
+    ----------
+    Zou, Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27(10), 2008.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> members, noise = rng.random((8, 200)) < 0.5, rng.normal(size=(8, 200))
+    >>> table = attack_difference(noise + 0.8 * members, noise + members, members).set_index("metric")
+    >>> row = table.loc["AUC"]
+    >>> bool(row.high < 0), bool(row.p_value < 0.001)
+    (True, True)
+    """
+    both = [_attack_rows(s, members, groups, group_names, n_bootstrap, seed, CONFIDENCE) for s in (scores, baseline)]
+    return _differences(*both, "draws", lambda draws: _spread(draws)[1]).assign(n_models=len(members))
+
+
+def utility_difference(logits, baseline, labels, judged, class_names=None):
+    """Compare a classifier under two settings on the same patients and models; see `attack_difference`.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 1] * 20)
+    >>> right = np.tile(np.eye(2)[labels], (4, 1, 1))
+    >>> table = utility_difference(right[:, :, ::-1], right, labels, np.ones((4, 40), bool))
+    >>> row = table.set_index("metric").loc["accuracy"]
+    >>> float(row["estimate"]), float(row["high"].round(2))
+    (-1.0, -0.88)
+    """
+    judged = np.asarray(judged, bool)
+    both = [_utility_rows(answers, labels, judged, class_names, CONFIDENCE) for answers in (logits, baseline)]
+    return _differences(*both, "parts", lambda parts: _nested(parts, judged)).assign(n_models=len(judged))
+
+
+def _differences(rows, baseline, errors, variance):
+    """Differences of rows of one group and metric; the variance of a row, and of a difference, is that of `errors`."""
+    found = []
+    others = {(row["group"], row["metric"]): row for row in baseline}
+    for a in (row for row in rows if (row["group"], row["metric"]) in others):
+        b = others[a["group"], a["metric"]]
+        own, other = variance(a[errors]), variance(b[errors])
+        together = (own + other - variance(a[errors] - b[errors])) / 2
+        alike = np.clip(together / np.sqrt(own * other), -1, 1) if own * other > 0 else 0.0
+        down, up = (np.array([row["estimate"] - row["low"], row["high"] - row["estimate"]]) for row in (a, b))
+        below, above = np.sqrt(np.maximum(0, down**2 + up[::-1] ** 2 - 2 * alike * down * up[::-1]))
+        difference = a["estimate"] - b["estimate"]
+        row = {name: a[name] for name in ("group", "metric", "n_patients")}
+        found.append(row | {"estimate": difference, "low": difference - below, "high": difference + above})
+    table = pd.DataFrame(found)
+    return table.assign(p_value=p_values(table))
+
+
+def p_values(table, value=0.0):
+    """Two-sided p-values of the statement that what was estimated is `value`, from 95 % intervals.
+
+    The interval is widened as that of a normal estimate would be, so p is below 0.05 where it leaves `value` out.
+
+    Examples
+    --------
+    >>> p_values(pd.DataFrame({"estimate": [0.5], "low": [0.4], "high": [0.7]}), value=0.4).round(3)
+    array([0.05])
+    """
+    estimate, low, high = (table[name].to_numpy(float) for name in ("estimate", "low", "high"))
+    away = np.abs(estimate - value)
+    reach = np.where(estimate > value, estimate - low, high - estimate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        far = np.where(away > 0, away / reach, away)
+    return 2 * ndtr(ndtri((1 - CONFIDENCE) / 2) * far)
+
+
+def holm(p_values):
+    """P-values that hold for all statements together (Holm, Scandinavian Journal of Statistics 6(2), 1979); NaN stay.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03])
+    array([0.03, 0.06, 0.06])
+    """
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values, kind="stable")
+    left = np.isfinite(p_values).sum() - np.arange(len(order))
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * left))
+    return adjusted
+
+
+def separation_table(points, labels, judged, level=CONFIDENCE):
     """Measure how well classes lie apart in what models make of patients.
 
     Parameters
@@ -444,8 +618,8 @@ def separation_table(points, labels, judged, n_bootstrap=200, seed=0, level=CONF
         (n,) int.
     judged : numpy.ndarray
         (M, n) bool: whose points count, as ``~members`` for held-out patients.
-    n_bootstrap, seed, level
-        As in `attack_table`.
+    level : float
+        Coverage of the intervals, over patients, given these models.
 
     Returns
     -------
@@ -465,40 +639,33 @@ def separation_table(points, labels, judged, n_bootstrap=200, seed=0, level=CONF
     ['silhouette', 'Davies-Bouldin index']
     """
     labels, judged = np.asarray(labels), np.asarray(judged, bool)
-    rng = np.random.default_rng([seed, 26])
-    patients, pairs = _weights(rng, n_bootstrap, *judged.shape)
-    models = np.repeat(pairs, 2, axis=1)[:, : len(judged)]
     widths = np.zeros(judged.shape)
     for m, mask in enumerate(judged):
         widths[m, mask] = silhouette_samples(points[m][mask], labels[mask])
-    silhouettes = ((models @ widths) * patients).sum(axis=1) / ((models @ judged) * patients).sum(axis=1)
-    indices = [
-        np.average([_davies_bouldin(points[m], labels, judged[m] * count) for m in np.flatnonzero(drawn)],
-                   weights=drawn[drawn > 0])
-        for count, drawn in zip(patients.astype(int), models, strict=True)
-    ]  # fmt: skip
-    once = np.mean([_davies_bouldin(points[m], labels, judged[m].astype(int)) for m in range(len(judged))])
+    silhouette, parts = _mean(widths, judged)
+    # Patients that are drawn twice would make classes look tighter, so tenths of them are left out instead.
+    tenths = [np.arange(len(labels)) % 10 != part for part in range(10)]
+    index, *less = (_davies_bouldin(points, labels, judged & kept) for kept in (True, *tenths))
+    found = {"silhouette": (silhouette, _nested(parts, judged)), "Davies-Bouldin index": (index, 9 * np.nanvar(less))}
     rows = []
-    tail = 50 * (1 - level)
-    # Patients that are drawn twice make classes look tighter, so the draws of the index lie too low: their spread is
-    # used, not their place.
-    reach = norm.ppf((1 + level) / 2) * np.std([index for index in indices if np.isfinite(index)])
-    ends = {
-        "silhouette": np.nanpercentile(silhouettes, [tail, 100 - tail]),
-        "Davies-Bouldin index": (once - reach, once + reach),
-    }
-    for metric, estimate in (("silhouette", widths.sum() / judged.sum()), ("Davies-Bouldin index", once)):
-        row = {"group": "all", "metric": metric, "estimate": float(estimate)}
-        row |= {"low": float(ends[metric][0]), "high": float(ends[metric][1])}
+    for metric, (estimate, variance) in found.items():
+        reach = ndtri((1 + level) / 2) * np.sqrt(variance)
+        row = {
+            "group": "all",
+            "metric": metric,
+            "estimate": estimate,
+            "low": estimate - reach,
+            "high": estimate + reach,
+        }
         rows.append({**row, "n_patients": int(judged.any(axis=0).sum()), "n_models": len(judged)})
     return pd.DataFrame(rows)
 
 
-def _davies_bouldin(points, labels, counts):
-    chosen = np.repeat(np.arange(len(labels)), counts)
-    # A class of one patient has no width of its own, and a draw without a class has one class fewer.
-    sizes = np.bincount(labels[chosen])
-    if (sizes > 1).sum() < 2:
-        return np.nan  # a draw of so small a cohort that it says nothing
-    chosen = chosen[sizes[labels[chosen]] > 1]
-    return davies_bouldin_score(points[chosen], labels[chosen])
+def _davies_bouldin(points, labels, judged):
+    """Mean over models; a class of one patient has no width of its own, and few patients may leave no two classes."""
+    found = []
+    for mine, mask in zip(points, judged, strict=True):
+        sizes = np.bincount(labels[mask], minlength=labels.max() + 1)
+        chosen = mask & (sizes[labels] > 1)
+        found.append(davies_bouldin_score(mine[chosen], labels[chosen]) if (sizes > 1).sum() > 1 else np.nan)
+    return np.nanmean(found) if np.isfinite(found).any() else np.nan

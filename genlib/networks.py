@@ -1,9 +1,17 @@
 """The study's networks: functions that return an ordinary compiled Keras model, the blueprint of all that is trained.
 
-Whoever has a network of their own writes it in Keras; nothing here is needed for it.
+Whoever has a network of their own writes it in Keras; nothing here is needed for it. How a network of the study is
+trained stands in the profiles; `recipe` reads it.
 """
 
+import dataclasses
+import importlib.util
+import inspect
+import pathlib
+
 import tensorflow as tf
+
+from genlib import results
 
 if tf.config.list_physical_devices("GPU"):
     # Two runs with one seed give the same numbers there too, and norms are norms, at some cost in speed.
@@ -285,9 +293,126 @@ def build(name, n_features, n_classes, **options):
     >>> build("mlp", 20, 3, hidden=[8]).count_params()
     195
     """
+    return _known(name)(n_features, n_classes, **options)
+
+
+COMPILED = tuple(inspect.signature(finish).parameters)[1:]
+TRAINING = ("epochs", "batch_size", "clustering")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is built and trained, from `recipe`.
+
+    Attributes
+    ----------
+    name : str
+        As results name it: that of the network, or of the function.
+    function : callable
+        (n_features, n_classes) and options to a compiled Keras model.
+    options, training : dict
+        What the function is given, and what `bank.train` is.
+    """
+
+    name: str
+    function: callable
+    options: dict
+    training: dict
+
+    @property
+    def takes(self):
+        """Names of the options that `build` takes."""
+        own = list(inspect.signature(self.function).parameters)[2:]
+        return [*(name for name in own if name != "compiled"), *COMPILED]
+
+    def build(self, n_features, n_classes, **changes):
+        """Build the network, with some of its options changed; see `takes`.
+
+        Raises
+        ------
+        ValueError
+            When a function of one's own returns anything but a compiled Keras model.
+        """
+        asked = {**self.options, **changes}
+        if self.function in NETWORKS.values():
+            return self.function(n_features, n_classes, **asked)
+        model = self.function(n_features, n_classes, **{k: v for k, v in asked.items() if k not in COMPILED})
+        if getattr(model, "optimizer", None) is None:
+            raise ValueError(
+                f"{self.name}({n_features}, {n_classes}) returned {type(model).__name__} that is not compiled; end it "
+                "with model.compile(optimizer, loss) and return model"
+            )
+        again = {"loss": model.loss} | {name: value for name, value in asked.items() if name in COMPILED}
+        if len(again) > 1:
+            return finish(model, **again)
+        model.compile(model.optimizer, again["loss"], metrics=["accuracy"])
+        return model
+
+
+def recipe(network="mlp", profile="quick", options=None):
+    """Say how a network is built and trained, as its profile has it, one option or another changed.
+
+    Parameters
+    ----------
+    network : str
+        One of `NETWORKS`, or ``FILE.py:FUNCTION``: a function of your own, ``build(n_features, n_classes)``, that
+        returns a compiled Keras model; it is trained as the profile's ``own`` says.
+    profile : str
+        Name of a file beside the notebooks, as ``"quick"``.
+    options : dict, optional
+        What to change, of the model or of its training, as ``{"learning_rate": 0.05, "epochs": 50}``.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    ValueError
+        When a network or an option is not known, or the file holds no such function; names what is.
+
+    Examples
+    --------
+    >>> how = recipe("mlp", "quick", {"epochs": 50})
+    >>> how.options, how.training
+    ({'hidden': [256], 'learning_rate': 0.02}, {'epochs': 50, 'batch_size': 32})
+    >>> how.build(20, 3, hidden=[8]).count_params()
+    195
+    """
+    known = results.read_yaml(pathlib.Path(__file__).parent.parent / "notebooks" / f"{profile}.yaml")["networks"]
+    own = ":" in network or network.endswith(".py")
+    function = _function(network) if own else _known(network)
+    chosen = {**known["own" if own else network], **(options or {})}
+    training = {name: chosen.pop(name) for name in TRAINING if name in chosen}
+    found = Recipe(function.__name__, function, chosen, training)
+    takes = [*found.takes, *TRAINING]
+    unknown = [name for name in chosen if name not in takes]
+    if unknown:
+        raise ValueError(f"network_options: {found.name} takes no '{unknown[0]}'; choose among {', '.join(takes)}")
+    return found
+
+
+def _known(name):
     if name not in NETWORKS:
-        raise ValueError(f"network '{name}' is not known; choose one of {', '.join(NETWORKS)}")
-    return NETWORKS[name](n_features, n_classes, **options)
+        known = ", ".join(NETWORKS)
+        raise ValueError(f"network '{name}' is not known; choose one of {known}, or your own as FILE.py:FUNCTION")
+    return NETWORKS[name]
+
+
+def _function(written):
+    """Take a function from a Python file."""
+    path, _, name = written.rpartition(":")
+    if not name or not path:
+        raise ValueError(f"network '{written}' names no function; write FILE.py:FUNCTION, as my_models.py:build")
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"network '{written}': there is no file {path}; write FILE.py:FUNCTION, as my_models.py:build")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        there = [word for word, value in vars(module).items() if inspect.isfunction(value)]
+        raise ValueError(f"network '{written}': {path} has no function '{name}'; it has {', '.join(there) or 'none'}")
+    return getattr(module, name)
 
 
 def _dense(n_features, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):

@@ -3,7 +3,6 @@
 A function here draws numbers that it is given; it computes none.
 """
 
-import itertools
 import pathlib
 
 import matplotlib.pyplot as plt
@@ -14,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -39,27 +39,55 @@ def style():
     plt.rcParams.update(STYLE)
 
 
-# Kinds of defenses look alike wherever they are drawn; notebook 05's features keep the first places, as in its figures.
-FIXED = {"05: other training": 2, "05: DP-SGD": 3, "05: hides only": 4}
+# Every defense of the study has its place, so that it looks the same in every figure.
+DEFENSES = [
+    "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
+    "HAMP, training alone", "adversarial regularization", "group sparsity", "fewer units", "fewer genes",
+    "public panel", "distillation", "self-distillation", "class only", "top classes", "rounding", "temperature",
+    "noise", "MemGuard",
+]  # fmt: skip
 
 
 def look(names):
-    """Give every name its color, line style and marker: names in `FIXED` always the same, others by their order.
+    """Give every name its color, line style and marker: a defense always the same, others by their order.
 
     Examples
     --------
     >>> look(["LumA", "LumB"])["LumB"]["marker"]
     's'
-    >>> [one["marker"] for one in look(["05: DP-SGD", "04: all genes"]).values()]
-    ['D', 'o']
+    >>> look(["none", "mine", "L2"])["L2"] == look(["L2"])["L2"]
+    True
     """
-    taken = {FIXED[name] for name in names if name in FIXED}
-    free = (i for i in itertools.count() if i % 8 not in taken)
-    places = {name: FIXED[name] if name in FIXED else next(free) for name in dict.fromkeys(names)}
-    return {
-        name: {"color": COLORS[i % 8], "linestyle": LINES[i % 8], "marker": MARKERS[i % 8]}
-        for name, i in places.items()
-    }
+    names = list(dict.fromkeys(names))
+    others = [name for name in names if name not in DEFENSES]
+    order = others if len(others) == len(names) else DEFENSES + others
+    looks = {}
+    for name in names:
+        i = order.index(name)
+        # Beyond eight names colors come again, each with another marker and line.
+        turn = (i + i // 8) % 8
+        looks[name] = {"color": COLORS[i % 8], "linestyle": LINES[turn], "marker": MARKERS[turn]}
+    return looks
+
+
+def _mark(one):
+    """A look without its line."""
+    return {"marker": one["marker"], "color": one["color"], "ls": ""}
+
+
+def _spread(part, value="estimate", low="low", high="high"):
+    """Lengths of whiskers, (2, rows)."""
+    return np.abs(part[[low, high]].to_numpy(float).T - part[value].to_numpy(float))
+
+
+def _level(axes, value, words, upright=False):
+    """A thin gray line across at a value, with its name at the end."""
+    if value is not None:
+        (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
+        place, coordinates = (
+            ((value, 1), ("data", "axes fraction")) if upright else ((1, value), ("axes fraction", "data"))
+        )
+        axes.annotate(words, place, xycoords=coordinates, color="0.4", ha="center" if upright else "right", va="bottom")
 
 
 def save(figure, run_folder, name):
@@ -114,12 +142,9 @@ def scatter(points, groups, names, axis_names):
     """
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
     for k, name in enumerate(names):
-        one = look(names)[name]
-        axes.scatter(
-            *points[groups == k].T, s=14, color=one["color"], marker=one["marker"], alpha=0.8, lw=0, label=name
-        )
+        axes.plot(*points[groups == k].T, ms=3.7, mew=0, alpha=0.8, label=name, **_mark(look(names)[name]))
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -151,21 +176,14 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     apart = 0.22 if table[rows].duplicated().any() else 0.0
     height = 0.3 * len(names) * (max(1, 0.6 * len(hues)) if apart else 1) + 1.0
     figure, axes = plt.subplots(figsize=(5.6, height), layout="constrained")
-    if chance is not None:
-        axes.axvline(chance, color="0.6", lw=0.8)
-        axes.annotate(
-            "chance", (chance, 1.0), xycoords=("data", "axes fraction"), color="0.4", ha="center", va="bottom"
-        )
+    _level(axes, chance, "chance" if chance else "no change", upright=True)
     for i, value in enumerate(hues):
         part = table if hue is None else table[table[hue] == value]
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * apart
-        one = look(hues)[value]
-        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
-        axes.errorbar(
-            part["estimate"], height, xerr=spread, fmt=one["marker"], color=one["color"], capsize=2, ms=4, label=value
-        )
+        marks = {"capsize": 2, "ms": 4, "elinewidth": 1.2, "label": value, **_mark(look(hues)[value])}
+        axes.errorbar(part["estimate"], height, xerr=_spread(part), **marks)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
-    if hue is not None:
+    if hue is not None and len(hues) < len(table):
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # long names of rows leave no place beside
     return figure
 
@@ -181,10 +199,8 @@ def histograms(values, names, xlabel):
     edges = np.histogram_bin_edges(np.concatenate(values), bins=50)
     figure, axes = plt.subplots(figsize=(5.6, 2.8))
     for sample, (name, one) in zip(values, look(names).items(), strict=True):
-        share = np.ones(len(sample)) / len(sample)
-        axes.hist(
-            sample, edges, weights=share, histtype="step", color=one["color"], ls=one["linestyle"], lw=1.4, label=name
-        )
+        share, how = np.ones(len(sample)) / len(sample), {"histtype": "step", "lw": 1.4, "label": name}
+        axes.hist(sample, edges, weights=share, color=one["color"], ls=one["linestyle"], **how)
     axes.set(xlabel=xlabel, ylabel="share of patients per bin")
     axes.legend()
     return figure
@@ -214,7 +230,7 @@ def roc_curves(curves, floor):
         axes.plot(fpr, tpr, color=one["color"], ls=one["linestyle"], lw=1.4, drawstyle="steps-post", label=name)
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -240,130 +256,87 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     """
     hues = list(dict.fromkeys(table[hue]))
     figure, axes = plt.subplots(figsize=(5.6, 3.2))
-    if chance is not None:
-        axes.axhline(chance, color="0.6", lw=0.8)
-        axes.annotate("chance", (1.0, chance), xycoords=("axes fraction", "data"), color="0.4", ha="right", va="bottom")
+    _level(axes, chance, "chance")
     for i, value in enumerate(hues):
         part, one = table[table[hue] == value].sort_values("epsilon", kind="stable"), look(hues)[value]
-        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
-        shifted = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2)
-        axes.errorbar(shifted, part["estimate"], yerr=spread, capsize=2, ms=4, lw=1.2, label=f"{value}, DP-SGD", **one)
+        shifted, how = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2), {"capsize": 2, "ms": 4, "lw": 1.2}
+        axes.errorbar(shifted, part["estimate"], yerr=_spread(part), label=f"{value}, DP-SGD", **how, **one)
         if reference is not None:
             level = reference[reference[hue] == value].iloc[0]
             axes.axhline(level["estimate"], color=one["color"], ls=one["linestyle"], lw=0.8)
-            axes.axhspan(
-                level["low"], level["high"], color=one["color"], alpha=0.1, lw=0, label=f"{value}, not private"
-            )
+            band = {"color": one["color"], "alpha": 0.1, "lw": 0, "label": f"{value}, not private"}
+            axes.axhspan(level["low"], level["high"], **band)
     ticks = sorted(set(table["epsilon"]))
     axes.set(xscale="log", xlabel="epsilon (smaller: more private)", ylabel=ylabel)
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
-def trade_off_points(table, hue, label, xlabel, ylabel, chance=None, hues=None):
-    """Draw settings as crosses of two intervals: what a model is worth against what it gives away.
-
-    Settings off the frontier are drawn faintly. Labels stand beside the figure, since good settings lie close together.
+def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=None):
+    """Draw settings with their utility to the right and their risk upwards, on a logarithmic axis.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        Columns x, x_low, x_high, y, y_low, y_high, frontier and labeled (bool), `hue` and `label`. Rows without a
-        finite x and y are left out.
-    hue, label : str
-        Columns: the color, and the text for a point.
+    points : pandas.DataFrame
+        Columns setting, defense, utility, risk and the ends of both intervals, as `genlib.results.settings` gives them.
+        Rows without both numbers are left out; a risk of 0 is drawn at the lower edge.
+    named : numpy.ndarray
+        (rows,) bool: which are named, with their intervals; the others are drawn small.
     xlabel, ylabel : str
-    chance : float, optional
-        Height of an attacker who guesses.
-    hues : sequence of str, optional
-        All values of `hue` in their order, so that several figures show them alike.
+    chance, tolerance : float, optional
+        Risks that are drawn as level lines.
+    free : pandas.DataFrame, optional
+        Columns network and estimate: the utility of classifiers that no patient trained, drawn as stars at no risk.
 
     Examples
     --------
     >>> import pandas as pd
-    >>> point = {"x": 0.8, "x_low": 0.7, "x_high": 0.9, "y": 0.6, "y_low": 0.5, "y_high": 0.7, "f": "all", "t": "3"}
-    >>> table = pd.DataFrame([{**point, "frontier": True, "labeled": True}])
-    >>> trade_off_points(table, "f", "t", "accuracy", "AUC").axes[0].get_xlabel()
-    'accuracy'
+    >>> numbers = {f"{name}{end}": 0.5 for name in ("utility", "risk") for end in ("", "_low", "_high")}
+    >>> points = pd.DataFrame([{"setting": "L2 0.1", "defense": "L2", **numbers}])
+    >>> trade_off(points, np.array([True]), "accuracy", "members found").axes[0].get_yscale()
+    'log'
     """
     figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
-    looks = look(list(dict.fromkeys(table[hue] if hues is None else hues)))
-    looks = {value: one for value, one in looks.items() if value in set(table[hue])}
-    table = table[np.isfinite(table[["x", "y"]].astype(float)).all(axis=1)]
-    if chance is not None:
-        axes.axhline(chance, color="0.6", lw=0.8)
-        axes.annotate("chance", (0, chance), xycoords=("axes fraction", "data"), color="0.4", va="bottom")
-    for (value, frontier), part in table.groupby([hue, "frontier"], sort=False):
-        _crosses(axes, part, looks[value], faint=not frontier)
-    for value, one in looks.items():
-        axes.plot([], [], ls="", marker=one["marker"], color=one["color"], ms=5, label=value)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _labels_beside(axes, table[table["labeled"]], label)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    points = points.assign(named=np.asarray(named, bool)).dropna(subset=["utility", "risk"])
+    floor = 10 ** np.floor(np.log10(min([0.003, *points.loc[points["risk"] > 0, "risk"]])))
+    heights = [name for name in points if name.startswith("risk")]
+    points = points.assign(**{name: points[name].clip(lower=floor) for name in heights})
+    _level(axes, chance, "chance")
+    _level(axes, tolerance, "tolerance")
+    looks = look(points["defense"])
+    for name, part in points.groupby("defense", sort=False):
+        axes.plot(part["utility"], part["risk"], ms=4, label=name, **_mark(looks[name]))
+        part = part[part["named"]]
+        aside, up = (_spread(part, kind, f"{kind}_low", f"{kind}_high") for kind in ("utility", "risk"))
+        axes.errorbar(part["utility"], part["risk"], up, aside, ms=7, elinewidth=0.9, **_mark(looks[name]))
+    for row in () if free is None else free.to_dict("records"):
+        axes.plot(row["estimate"], floor, marker="*", ms=13, color="black", ls="", clip_on=False)
+        axes.annotate(row["network"], (row["estimate"], floor), (0, 8), textcoords="offset points", ha="center", size=8)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=(floor, None))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    _labels_beside(axes, points[points["named"]])
+    if looks:
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
-def _crosses(axes, part, one, faint):
-    spread = [np.abs(part[[f"{a}_low", f"{a}_high"]].to_numpy(float).T - part[a].to_numpy(float)) for a in "xy"]
-    axes.errorbar(
-        part["x"], part["y"], xerr=spread[0], yerr=spread[1], fmt=one["marker"], color=one["color"],
-        ms=3.5 if faint else 6, elinewidth=0.4 if faint else 0.9, alpha=0.3 if faint else 1, zorder=2 if faint else 3,
-    )  # fmt: skip
-
-
-def _labels_beside(axes, points, label):
+def _labels_beside(axes, points):
     """Write labels right of the axes, in the order of their points' heights, each with a thin line to its point."""
-    low, high = axes.get_ylim()
-    points = points.sort_values(["y", "x", label])
+    points = points.sort_values(["risk", "utility", "setting"])
     thin = {"arrowstyle": "-", "color": "0.55", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
-    gap = min(0.042, 1 / max(1, len(points)))
-    heights = []
-    for y in (points["y"] - low) / (high - low):
+    gap, heights = min(0.042, 1 / max(1, len(points))), []
+    for place in axes.transData.transform(points[["utility", "risk"]].to_numpy(float)):
+        y = axes.transAxes.inverted().transform(place)[1]
         heights.append(max([y, *(h + gap for h in heights[-1:])]))
     # Too many high ones would leave the top; pushing them down keeps their order.
     for i in range(len(heights) - 1, -1, -1):
         heights[i] = min(heights[i], 1 - gap * (len(heights) - 1 - i))
+    beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8, "arrowprops": thin}
     for height, row in zip(heights, points.to_dict("records"), strict=True):
-        axes.annotate(
-            row[label], (row["x"], row["y"]), xytext=(1.03, height), textcoords="axes fraction", va="center",
-            fontsize=8, arrowprops=thin,
-        )  # fmt: skip
-    axes.set_ylim(low, high)
-
-
-def audited(table, promise, power):
-    """Draw what an audit found for each run: one marker a canary, beside the promise and the most it could have found.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns run, canary, estimate: a lower bound on epsilon.
-    promise, power : float
-        Promised epsilon, and the largest bound that so many models can show.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"run": ["correct"], "canary": ["outlier"], "estimate": [0.0]})
-    >>> audited(table, 1.0, 3.0).axes[0].get_xlabel()
-    'lower bound on epsilon'
-    """
-    runs = list(dict.fromkeys(table["run"]))
-    names = list(dict.fromkeys(table["canary"]))
-    figure, axes = plt.subplots(figsize=(8.0, 0.4 * len(runs) + 1.2))
-    axes.axvline(promise, color="black", lw=1.2, label="promise")
-    axes.axvline(power, color="0.6", lw=0.8, ls=":", label="most it can show")
-    for i, (name, one) in enumerate(look(names).items()):
-        part = table[table["canary"] == name]
-        place = [runs.index(run) + 0.12 * (i - (len(names) - 1) / 2) for run in part["run"]]
-        axes.plot(part["estimate"], place, ls="", marker=one["marker"], color=one["color"], ms=6, label=name)
-    axes.set_yticks(range(len(runs)), runs)
-    axes.invert_yaxis()
-    axes.set(xlabel="lower bound on epsilon", xlim=(-0.1, None))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+        axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
 
 
 def lines(table, xlabel, ylabel):
@@ -391,7 +364,7 @@ def lines(table, xlabel, ylabel):
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -416,22 +389,13 @@ def sizes_and_risks(table, hue, xlabel, ylabel):
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
     axes.axhline(0.5, color="0.6", lw=0.8)
     for (name, part), one in zip(table.groupby(hue, sort=False), look(table[hue].unique()).values(), strict=True):
-        spread = np.abs(part[["low", "high"]].to_numpy(float).T - part["estimate"].to_numpy(float))
-        axes.errorbar(
-            part["patients"],
-            part["estimate"],
-            spread,
-            fmt=one["marker"],
-            color=one["color"],
-            capsize=2,
-            ms=4,
-            label=name,
-        )
+        how = {"capsize": 2, "ms": 4, "elinewidth": 1.2, "label": name, **_mark(one)}
+        axes.errorbar(part["patients"], part["estimate"], _spread(part), **how)
         for _, row in part.iterrows():
             axes.annotate(row["class"], (row["patients"], row["estimate"]), (4, 3), textcoords="offset points", size=7)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**BESIDE)
     return figure

@@ -487,7 +487,7 @@ def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
     """
     stacked = layers.stack(model, 1, x.shape[1], kind=layers.PrivateBank)
     stacked.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
-    bank.assign(stacked, [model.get_weights()])
+    stacked.begin([model.get_weights()])
     stacked.clip_norm, stacked.same_mask = float(clip_norm), same_mask
     rng, found = np.random.default_rng(seed), []
     for row, label in zip(x, labels, strict=True):

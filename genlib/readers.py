@@ -762,10 +762,8 @@ def _samples(parts, options):
     barcodes = [_barcode(name) for name in names]
     coded, donors = all(barcodes), names.str.extract(r"^(GTEX-\w+)-", expand=False)
     obs["name"], obs["type"] = names, [int(code[3] or 0) for code in barcodes] if coded else _suffixes(names, obs)
-    if coded and not given:
-        obs["patient"] = [code[1] for code in barcodes]
-    elif donors.notna().all() and not given:
-        obs["patient"] = donors
+    if not given and (coded or donors.notna().all()):
+        obs["patient"] = [code[1] for code in barcodes] if coded else donors
     if coded and "site" not in obs and obs["name"].str.lower().str.startswith("tcga").all():
         obs["site"] = names.str[5:7]
     for column in [c for c in obs if c.startswith("who ") and "patient" not in obs]:

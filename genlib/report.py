@@ -1,27 +1,36 @@
-"""The answer in a few lines, from the results table alone."""
+"""Results in words: tables for readers, and the page, the card and the README's answer of a run."""
 
-import dataclasses
+import json
 import pathlib
 import re
 import sys
 
+import jinja2
+import nbconvert
+import nbformat
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
 from genlib import results
 
-METRICS = {
-    "accuracy": "accuracy",
-    "balanced accuracy": "balanced accuracy",
-    "AUC": "attack AUC",
-    "TPR at FPR 0.1": "found at 10 % FPR",
-    "TPR at FPR 0.01": "found at 1 % FPR",
+GLOBAL = "TPR at the global threshold, FPR 0.01"  # found by one attacker, who has one threshold for all classes
+THREAT_MODEL = (
+    "Auditor: the attacker holds what is shared, the profile and the class of the patient in question, and models "
+    "trained by the same recipe on random halves of the same cohort. This is the worst case that a data custodian "
+    "should assume."
+)
+NOT_COVERED = [
+    "the released model itself: measured were models of a study, whose weights must not leave",
+    "attacks stronger than those that were run: without a proven bound, read every measured risk as 'at least'",
+    "the choice of this setting among many, made on the same patients: the best of many is flattered",
+    "other data about the same patients, and relatives",
+]
+COMMANDS = {
+    "10_across_cohorts": "`./run_all.sh --cohort A,B`",
+    "11_cost": "`./run_all.sh cost`",
+    "12_sharp_edges": "`./run_all.sh sharp-edges`",
 }
-HIDES = "hides only"  # how notebook 06 notes a defense that changes answers and leaves the model as it is
-ANSWERS = "answers only"
-APART_IN_04 = ["fault", "tf-privacy", "bank beside tf-privacy"]  # sets that are no settings: a fault, two trainers
-SAME_IN_04 = ["from notebook", "promise", "what is shared"]  # say nothing new where all settings are of notebook 05
 
 
 def percent(row, digits=0):
@@ -46,7 +55,7 @@ def percent(row, digits=0):
     """
     if not np.isfinite(row["estimate"]):
         return "not measurable"
-    estimate, low, high = (100 * row[name] for name in ("estimate", "low", "high"))
+    estimate, low, high = (100 * row[name] for name in results.INTERVAL)
     return f"{estimate:.{digits}f} % ({low:.{digits}f} to {high:.{digits}f})"
 
 
@@ -63,412 +72,6 @@ def plain(row, digits=2):
     return f"{row['estimate']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
 
 
-def one(table, **where):
-    """Pick the one row of a results table that fits.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results as `genlib.results.load` gives them.
-    **where
-        Column to value; ``epsilon=None`` asks for rows without privacy.
-
-    Returns
-    -------
-    pandas.Series
-
-    Raises
-    ------
-    LookupError
-        When no row fits, or more than one.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"metric": ["AUC", "accuracy"], "estimate": [0.6, 0.9]})
-    >>> one(table, metric="accuracy").estimate
-    0.9
-    """
-    found = select(table, **where)
-    if len(found) != 1:
-        raise LookupError(f"{len(found)} rows of the results fit {where}; there must be one")
-    return found.iloc[0]
-
-
-def select(table, **where):
-    """Pick the rows of a results table that fit; a list of values means any of them.
-
-    Examples
-    --------
-    >>> len(select(pd.DataFrame({"metric": ["AUC", "accuracy"]}), metric=["AUC", "accuracy"]))
-    2
-    """
-    for column, value in where.items():
-        if value is None:
-            table = table[table[column].isna()]
-        else:
-            table = table[table[column].isin(value if isinstance(value, (list, tuple)) else [value])]
-    return table
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One way of training, or of answering, that was attacked.
-
-    Parameters
-    ----------
-    source : str
-        Notebook that measured it: ``"04"`` or ``"05"``.
-    family : str
-        What it is drawn with: the features of notebook 05, the kind of defense of notebook 06.
-    name : str
-    promise : str
-        ``"epsilon 4"``, or ``"none"``.
-    shared : str
-        ``"model"``, or ``"answers only"`` where the defense hides the signal and leaves the model as leaky as it was.
-    baseline : bool
-        Whether it is its notebook's training without any defense.
-    rows : pandas.DataFrame
-        What was measured of it: on held-out patients, and by the attacks.
-    """
-
-    source: str
-    family: str
-    name: str
-    promise: str
-    shared: str
-    baseline: bool
-    rows: pd.DataFrame
-
-    def words(self):
-        """Columns that say in every table which setting this is."""
-        return {
-            "setting": self.name, "from notebook": self.source, "promise": self.promise, "what is shared": self.shared
-        }  # fmt: skip
-
-
-def settings(table):
-    """List every setting with at least one attack against it: those of notebook 05, then those of notebook 06.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results with rows of either notebook.
-
-    Returns
-    -------
-    list of Setting
-
-    Raises
-    ------
-    ValueError
-        When no row of notebook 06 is noted as hiding only: such results would let a leaky model pass.
-
-    Examples
-    --------
-    >>> from genlib.results import COLUMNS
-    >>> settings(pd.DataFrame(columns=COLUMNS))
-    []
-    """
-    return [one for one in [*_trained(table), *_defended(table)] if len(select(one.rows, metric="AUC"))]
-
-
-def _trained(table):
-    rows = select(table, notebook="05_dp_sgd")
-    rows = rows[~rows["set"].isin(APART_IN_04)]
-    for (features, epsilon), part in rows.groupby(["features", "epsilon"], dropna=False, sort=False):
-        promise = "none" if np.isnan(epsilon) else f"epsilon {epsilon:g}"
-        baseline = promise == "none" and features == "all genes"
-        yield Setting("04", f"04: {features}", f"{features}: {promise}", promise, "model", baseline, part)
-
-
-def _defended(table):
-    rows = select(table, notebook="06_defenses", set=["held-out", "strongest"])
-    if len(rows) and not _hides(rows):
-        raise ValueError(
-            f"no row of 06_defenses is noted '{HIDES}', so nothing tells defenses of the answers from defenses of the "
-            "model; these results are older than that note, run the notebook again (./run_all.sh --only 06_defenses)"
-        )
-    for (defense, features), part in rows.groupby(["defense", "features"], sort=False):
-        hides, strength = _hides(part), features.removeprefix("strength ")
-        yield Setting(
-            source="05",
-            family=f"05: {HIDES if hides else 'DP-SGD' if strength.startswith('epsilon ') else 'other training'}",
-            name=defense + (f": {strength}" if strength else "") + (f" ({HIDES})" if hides else ""),
-            promise=strength if strength.startswith("epsilon ") else "none",
-            shared=ANSWERS if hides else "model",
-            baseline=defense == "none",
-            rows=part,
-        )
-
-
-def _hides(rows):
-    return rows["note"].fillna("").str.startswith(HIDES).any()
-
-
-def best_attack(rows, group="all"):
-    """Name the attack with the highest AUC over everybody, among those that were measured on a group.
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"metric": "AUC", "group": "all", "attack": ["a", "b"], "estimate": [0.5, 0.6]})
-    >>> best_attack(rows)
-    'b'
-    """
-    measured = list(select(rows, metric="AUC", group=group)["attack"])
-    areas = select(rows, metric="AUC", group="all", attack=measured)
-    if areas.empty:
-        raise LookupError(f"no attack was measured on the group {group!r}")
-    return areas.loc[areas["estimate"] == areas["estimate"].max(), "attack"].iloc[0]
-
-
-def rarest_class(table):
-    """Name the class with the fewest patients, from the rows of notebook 01.
-
-    Examples
-    --------
-    >>> sizes = pd.DataFrame({"group": ["all", "A", "B"], "estimate": [30, 20, 10]})
-    >>> rarest_class(sizes.assign(notebook="01_cohort", metric="patients"))
-    'B'
-    """
-    patients = select(table, notebook="01_cohort", metric="patients")
-    patients = patients[patients["group"] != "all"]
-    if patients.empty:
-        raise LookupError("no results of 01_cohort say how many patients a class has; run it first")
-    return patients.loc[patients["estimate"].idxmin(), "group"]
-
-
-def frontier_points(table, x, y, group="all"):
-    """Put every setting at a point: a utility, a risk, both with intervals, and whether it is on the frontier.
-
-    A setting is beaten by another that is worth as much or more and gives away as little or less, one of both strictly.
-    What shares its answers only does not beat what shares the model. What could not be measured is not on the frontier
-    and beats nothing.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results with rows of notebooks 05 and 06.
-    x, y : str
-        Metrics: a utility of held-out patients (more is better) and an attack's (less is better). For each setting the
-        attack with the highest AUC over everybody counts, among those that were measured on the group.
-    group : str
-        Whose: ``"all"`` or a class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as `Setting.words`, then family, baseline, attack, defense, x, x_low, x_high, y, y_low, y_high,
-        frontier, and for the figure label and labeled: those on the frontier and the undefended ones. Rows as in
-        `settings_table`.
-
-    Examples
-    --------
-    >>> from genlib.results import COLUMNS
-    >>> frontier_points(pd.DataFrame(columns=COLUMNS), "accuracy", "AUC").empty
-    True
-    """
-    points = []
-    for setting in settings(table):
-        attack = best_attack(setting.rows, group)
-        point = {**setting.words(), "family": setting.family, "baseline": setting.baseline, "attack": attack}
-        point["defense"] = setting.rows["defense"].iloc[0]
-        worth = one(setting.rows, metric=x, group=group, set="held-out")
-        risk = one(setting.rows, metric=y, group=group, attack=attack)
-        for axis, row in (("x", worth), ("y", risk)):
-            point |= {axis: row["estimate"], f"{axis}_low": row["low"], f"{axis}_high": row["high"]}
-        points.append(point)
-    for point in points:
-        measured = np.isfinite([point["x"], point["y"]]).all()
-        point["frontier"] = bool(measured) and not any(_beats(other, point) for other in points)
-        point["labeled"] = point["frontier"] or point["baseline"]
-        point["label"] = f"{point['setting']} ({point['from notebook']})"
-    return pd.DataFrame(points)
-
-
-def _beats(one, other):
-    as_good = one["x"] >= other["x"] and one["y"] <= other["y"]
-    as_open = one["what is shared"] != ANSWERS or other["what is shared"] == ANSWERS
-    return as_good and as_open and (one["x"], one["y"]) != (other["x"], other["y"])
-
-
-def baselines(table, rarest):
-    """Put the undefended trainings of notebooks 05 and 06 side by side: they differ in members, not in recipe.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results with rows of notebooks 05 and 06.
-    rarest : str
-        Class whose recall is shown.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a notebook: how many members and models, what they are worth and give away.
-
-    Examples
-    --------
-    >>> from genlib.results import COLUMNS
-    >>> baselines(pd.DataFrame(columns=COLUMNS), "A").empty
-    True
-    """
-    rows = []
-    for setting in settings(table):
-        if setting.baseline:
-            held_out = select(setting.rows, set="held-out")
-            worth, attack = one(held_out, metric="balanced accuracy"), best_attack(setting.rows)
-            risk = select(setting.rows, group="all", attack=attack)
-            row = {"setting": setting.name, "from notebook": setting.source, "models": worth["n_models"]}
-            row["patients judged"], row["members of a model, about"] = worth["n_patients"], worth["n_patients"] // 2
-            row["balanced accuracy"] = percent(worth)
-            row[f"recall of {rarest}"] = percent(one(held_out, metric="recall", group=rarest))
-            row |= {"best attack": attack, "attack AUC": plain(one(risk, metric="AUC"))}
-            rows.append(row | {METRICS["TPR at FPR 0.01"]: percent(one(risk, metric="TPR at FPR 0.01"))})
-    return pd.DataFrame(rows)
-
-
-def exposure_table(table, group):
-    """Say for every setting what it is worth to one class and how many of its members are recognized.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results with rows of notebooks 05 and 06.
-    group : str
-        A class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as `Setting.words`, then recall, attack, members recognized (at the threshold that accuses 1 in 100 of
-        all non-members; "not measurable" where that rests on too few patients) and AUC within the class.
-
-    Examples
-    --------
-    >>> from genlib.results import COLUMNS
-    >>> exposure_table(pd.DataFrame(columns=COLUMNS), "A").empty
-    True
-    """
-    rows = []
-    for setting in settings(table):
-        attack = best_attack(setting.rows, group)
-        risk = select(setting.rows, group=group, attack=attack)
-        recall = one(setting.rows, metric="recall", group=group, set="held-out")
-        row = {**setting.words(), f"recall of {group}": percent(recall), "attack": attack}
-        row["members recognized"] = percent(one(risk, metric="TPR at the global threshold, FPR 0.01"))
-        rows.append({**row, "AUC within the class": plain(one(risk, metric="AUC"))})
-    return pd.DataFrame(rows)
-
-
-def decision_table(table, tolerance, rarest, metric="TPR at FPR 0.01"):
-    """Say for every setting whether it stays within a tolerance, the most useful settings first.
-
-    A setting passes when the upper end of the interval of the best attack's rate is at most the tolerance. A defense of
-    the answers passes for answers only, never for the model.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results with rows of notebooks 05 and 06.
-    tolerance : float
-        Largest share of members that may be recognized.
-    rarest : str
-        Class whose recall is shown.
-    metric : str
-        The rate that is held against the tolerance.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as `Setting.words`, then balanced accuracy, recall of the rarest class, members recognized of 100, and
-        passes ("yes", "for answers only", "no" or "not measurable").
-
-    Examples
-    --------
-    >>> from genlib.results import COLUMNS
-    >>> decision_table(pd.DataFrame(columns=COLUMNS), 0.03, "A").empty
-    True
-    """
-    rows = []
-    for setting in settings(table):
-        worth = one(setting.rows, metric="balanced accuracy", group="all", set="held-out")
-        recall = one(setting.rows, metric="recall", group=rarest, set="held-out")
-        found = one(setting.rows, metric=metric, group="all", attack=best_attack(setting.rows))
-        row = {**setting.words(), "balanced accuracy": percent(worth), f"recall of {rarest}": percent(recall)}
-        row["members recognized of 100"] = plain({key: 100 * found[key] for key in ("estimate", "low", "high")}, 1)
-        rows.append({**row, "passes": _verdict(found, tolerance, setting.shared), "worth": worth["estimate"]})
-    if not rows:
-        return pd.DataFrame()
-    # By name among equals: how pandas orders ties of one column depends on the processor.
-    order = ["worth", "setting", "from notebook"]
-    return pd.DataFrame(rows).sort_values(order, ascending=[False, True, True], ignore_index=True).drop(columns="worth")
-
-
-def _verdict(found, tolerance, shared):
-    if not np.isfinite([found["estimate"], found["high"]]).all():
-        return "not measurable"
-    if found["high"] > tolerance:
-        return "no"
-    return "for answers only" if shared == ANSWERS else "yes"
-
-
-def by_setting(table, metric):
-    """Keep one metric over everybody, and name each row by its defense and strength in a column `setting`.
-
-    Examples
-    --------
-    >>> row = {"metric": "AUC", "group": "all", "defense": "L2", "features": "strength 0.1", "estimate": 0.6}
-    >>> by_setting(pd.DataFrame([row]), "AUC")["setting"].tolist()
-    ['L2: 0.1']
-    """
-    rows = select(table, metric=metric, group="all")
-    return rows.assign(setting=rows["defense"] + rows["features"].str.replace("strength ", ": ", regex=False))
-
-
-def defenses_table(utility, risk, controls, seconds, group="all"):
-    """Put every setting of notebook 06 into one row: what it is worth, what the strongest attack finds, what it took.
-
-    Parameters
-    ----------
-    utility, risk, controls : pandas.DataFrame
-        Rows with the columns defense and features; of `risk` one attack a setting.
-    seconds : dict of (str, str) to float
-        Time of training, by defense and strength.
-    group : str
-        ``"all"``, or a class whose recall and members found are shown instead.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Numbers with intervals in words.
-
-    Examples
-    --------
-    >>> defenses_table(*[pd.DataFrame(columns=["defense", "features", "group"])] * 3, {}).empty
-    True
-    """
-    everybody = group == "all"
-    lines = []
-    for (defense, features), worth in select(utility, group=group).groupby(["defense", "features"], sort=False):
-        strength = features.removeprefix("strength ")
-        attack = select(risk, group=group, defense=defense, features=features)
-        named = "TPR at FPR 0.01" if everybody else "TPR at the global threshold, FPR 0.01"
-        line = {"defense": defense, "strength": strength}
-        if everybody:
-            line["accuracy"] = percent(one(worth, metric="accuracy"))
-            line["balanced accuracy"] = percent(one(worth, metric="balanced accuracy"))
-            line["calibration error"] = f"{one(worth, metric='calibration error')['estimate']:.2f}"
-        else:
-            line["recall"] = percent(one(worth, metric="recall"))
-        line["attack AUC"] = plain(one(attack, metric="AUC"))
-        line["found at 1 % FPR"] = percent(one(attack, metric=named))
-        line["best attack"] = attack["attack"].iloc[0]
-        line["control AUC"] = plain(one(controls, metric="AUC", defense=defense, features=features))
-        line["training s"] = f"{seconds[defense, strength]:.1f}" if (defense, strength) in seconds else ""
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
 def takeaway(text):
     """Show the one sentence that a section ends with.
 
@@ -480,81 +83,392 @@ def takeaway(text):
     display(Markdown(f"**Takeaway:** {text}"))
 
 
-def settings_table(table):
-    """Put every setting into one row: what it is worth and what the best attack finds.
+def _interval(row, kind):
+    """Estimate, low and high of the utility or the risk of a setting."""
+    return {"estimate": row[kind], "low": row[f"{kind}_low"], "high": row[f"{kind}_high"]}
 
-    For each setting the attack with the highest AUC counts: an attacker picks the best one. Its interval is not
-    corrected for that choice.
+
+def rarest_class(table):
+    """Name the class with the fewest patients, from the rows of notebook 01.
+
+    Examples
+    --------
+    >>> sizes = pd.DataFrame({"group": ["all", "A", "B"], "estimate": [30, 20, 10]})
+    >>> rarest_class(sizes.assign(notebook="01_cohort", metric="patients"))
+    'B'
+    """
+    sizes = class_sizes(table)
+    if sizes.empty:
+        raise LookupError("no results of 01_cohort say how many patients a class has; run it first")
+    return sizes.idxmin()
+
+
+def class_sizes(table):
+    """Patients of every class, from the rows of notebook 01."""
+    patients = results.select(table, notebook="01_cohort", metric="patients")
+    return patients[patients["group"] != "all"].set_index("group")["estimate"].astype(int)
+
+
+def settings_table(table, group="all"):
+    """Put every setting into one row in words, first the classifiers that no patient trained.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Results with rows of notebook 05, 06, or both.
+        Results of a run, or of one notebook.
+    group : str
+        ``"all"`` or a class: then recall stands for balanced accuracy, and members and non-members are of that class.
 
     Returns
     -------
     pandas.DataFrame
-        Columns as `Setting.words`, then attack, and one column a metric, with intervals in words.
+        Columns setting, the utility, members found (at 1 % of the group's own non-members accused, by the attack that
+        finds most), attack, AUC (the highest).
 
     Examples
     --------
-    >>> from genlib.results import COLUMNS
-    >>> settings_table(pd.DataFrame(columns=COLUMNS)).empty
+    >>> settings_table(pd.DataFrame(columns=results.COLUMNS)).empty
+    True
+    """
+    utility = "balanced accuracy" if group == "all" else "recall"
+    found = results.settings(table, utility, group=group)
+    areas = results.settings(table, utility, "AUC", group).set_index("setting")
+    rows = [
+        {"setting": row["network"], utility: percent(row), "members found": "no patient trains it"}
+        for row in results.baselines(table, utility, group).to_dict("records")
+    ]
+    for row in found.to_dict("records"):
+        line = {"setting": row["setting"], utility: percent(_interval(row, "utility"))}
+        line |= {"members found": percent(_interval(row, "risk")), "attack": row["attack"]}
+        rows.append(line | {"AUC": plain(_interval(areas.loc[row["setting"]], "risk"))})
+    return pd.DataFrame(rows).fillna("")
+
+
+def decision_table(table, tolerance=0.03, floor=0.5):
+    """Say in words of every setting whether its answers and its model may be shared; see `genlib.results.decisions`.
+
+    Examples
+    --------
+    >>> decision_table(pd.DataFrame(columns=results.COLUMNS)).empty
     True
     """
     rows = []
-    for setting in settings(table):
-        whole = select(setting.rows, group="all")
-        attack = best_attack(whole)
-        row = {**setting.words(), "best attack": attack}
-        for metric in ("accuracy", "balanced accuracy"):
-            row[METRICS[metric]] = percent(one(whole, metric=metric, set="held-out"))
-        row["attack AUC"] = plain(one(whole, metric="AUC", attack=attack))
-        for metric in ("TPR at FPR 0.1", "TPR at FPR 0.01"):
-            row[METRICS[metric]] = percent(one(whole, metric=metric, attack=attack))
-        rows.append(row)
+    for row in results.baselines(table).to_dict("records"):
+        enough = "passes" if row["high"] >= floor else "fails"
+        why = "no patient trains it" + ("" if enough == "passes" else f"; balanced accuracy below {100 * floor:.0f} %")
+        line = {"setting": row["network"], "balanced accuracy": percent(row), "members found": "none"}
+        rows.append(line | {"its answers": enough, "the model": enough, "why": why})
+    for row in results.decisions(table, tolerance, floor).to_dict("records"):
+        line = {"setting": row["setting"], "balanced accuracy": percent(_interval(row, "utility"))}
+        line |= {"members found": percent(_interval(row, "risk"), 1), "its answers": row["answers"]}
+        rows.append(line | {"the model": row["model"], "why": row["why"]})
     return pd.DataFrame(rows)
 
 
-def summary(table):
-    """Say the answer of a run in a short table, for the end of ``run_all.sh``: the settings of notebook 05.
+def class_table(table):
+    """Say for every class how many patients it has, how well they are classified, and how many members are found.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        All results of the run.
+        Results with notebooks 01 to 03.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a class, rates in words: found by one threshold for everybody, beside the share of the class's own
+        non-members that it accuses.
+
+    Examples
+    --------
+    >>> class_table(pd.DataFrame(columns=results.COLUMNS)).empty
+    True
+    """
+    answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
+    useful = results.select(table, notebook="02_target_model", metric="recall", trainer="bank")
+    rows = []
+    for name, size in class_sizes(table).items():
+        of_class = results.select(answers, group=name)
+        line = {"class": name, "patients": size}
+        line["recall"] = percent(results.one(useful, group=name))
+        for attack in ("loss threshold", "LiRA"):
+            line[f"found by {attack}"] = percent(results.one(of_class, attack=attack, metric=GLOBAL))
+        accused = results.one(of_class, attack="LiRA", metric=GLOBAL.replace("TPR", "FPR"))
+        line |= {"its non-members accused by LiRA": percent(accused, 1)}
+        rows.append(line | {"AUC of LiRA": plain(results.one(of_class, attack="LiRA", metric="AUC"))})
+    return pd.DataFrame(rows)
+
+
+def answer(table, tolerance=0.03, floor=0.5):
+    """Answer the study's question in a few sentences: how useful, how leaky, for whom, and what may be shared.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results of a run.
+    tolerance, floor : float
+        As in `genlib.results.decisions`.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    LookupError
+        When a notebook that this needs has not been run.
+
+    Examples
+    --------
+    >>> answer(pd.DataFrame(columns=results.COLUMNS))
+    Traceback (most recent call last):
+    LookupError: 0 rows of the results fit ...
+    """
+    useful = results.select(table, notebook="02_target_model", trainer="bank", group="all", metric="balanced accuracy")
+    useful = results.one(useful)
+    free = " and ".join(f"{row['network']} {percent(row)}" for row in results.baselines(table).to_dict("records"))
+    answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
+    overall = results.select(answers, group="all", metric=results.FOUND)
+    lira, loss = (results.one(overall, attack=name) for name in ("LiRA", "loss threshold"))
+    classes = results.select(answers, attack="LiRA", metric=GLOBAL).dropna(subset=["estimate"])
+    sentences = [
+        f"The undefended {useful['network']} has a balanced accuracy of {percent(useful)} on {useful['n_patients']} "
+        f"patients; classifiers that no patient trained: {free}.",
+        f"Where 1 non-member in 100 is accused, one threshold on the loss finds {percent(loss, 1)} of its members; an "
+        f"attacker with models of their own (LiRA) finds {percent(lira)}.",
+    ]
+    linear = results.select(table, notebook="02_target_model", network="linear model", metric="balanced accuracy")
+    if (linear["estimate"] > useful["high"]).any():
+        sentences.append(
+            f"A plain linear model has {percent(linear.iloc[0])}: this target did not learn what can be learned, and a "
+            "small risk of it says nothing of a better one."
+        )
+    if len(classes):
+        first = classes.loc[classes["estimate"].idxmax()]
+        sentences.append(f"Most exposed is {first['group']} ({first['n_patients']} patients): {percent(first)} found.")
+    return [*sentences, *_what_passes(results.decisions(table, tolerance, floor), tolerance, floor)]
+
+
+def _what_passes(decided, tolerance, floor):
+    models = results.select(decided, shared="model")
+    if models.empty:
+        raise LookupError("no setting of notebooks 05 and 06 was measured")
+    counts = models["model"].value_counts().reindex(["passes", "fails", "cannot be told"], fill_value=0)
+    said = [
+        f"Of {len(models)} ways to train a model {counts['passes']} may be shared (in every class at most "
+        f"{100 * tolerance:g} of 100 members found at 1 false accusation in 100, balanced accuracy at least "
+        f"{100 * floor:.0f} %), {counts['fails']} may not, and of {counts['cannot be told']} it cannot be told."
+    ]
+    passing = models[models["model"] == "passes"]
+    if len(passing):
+        best = passing.iloc[0]
+        words = f"The most useful that passes is {best['setting']}, balanced accuracy "
+        said.append(f"{words}{percent(_interval(best, 'utility'))} ({best['why']}).")
+    return said
+
+
+def summary(table):
+    """Say the answer of a run in a few lines, for the end of the command.
+
+    Examples
+    --------
+    >>> summary(pd.DataFrame(columns=results.COLUMNS))
+    'No answer yet: it needs notebooks 01 to 06.'
+    """
+    try:
+        return "\n".join(answer(table))
+    except LookupError:
+        return "No answer yet: it needs notebooks 01 to 06."
+
+
+def card(table, manifest):
+    """Put together the privacy-risk card: of the most useful model that passes, or else of the strictest promise.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Results of a run.
+    manifest : dict
+        Its manifest.
+
+    Returns
+    -------
+    dict
+        Rates are shares from 0 to 1, each with estimate, low and high (95 %); null where it could not be measured.
+
+    Raises
+    ------
+    LookupError
+        When notebooks 01 and 05 have not been run.
+
+    Examples
+    --------
+    >>> card(pd.DataFrame(columns=results.COLUMNS), {})
+    Traceback (most recent call last):
+    LookupError: a card needs the results of notebooks 01 and 05; run them first ...
+    """
+    chosen = manifest.get("run", {}).get("parameters", {})
+    tolerance, floor = chosen.get("tolerance", 0.03), chosen.get("floor", 0.5)
+    decided = results.select(results.decisions(table, tolerance, floor), shared="model", notebook="05_dp_sgd")
+    if decided.empty or class_sizes(table).empty:
+        raise LookupError("a card needs the results of notebooks 01 and 05; run them first (./run_all.sh --only 01,05)")
+    passing = decided[decided["model"] == "passes"]
+    setting = (passing if len(passing) else decided.sort_values(["epsilon", "setting"])).iloc[0]
+    dp, cohort, made = (manifest[name] for name in ("05_dp_sgd", "cohort", "environment"))
+    free = {row["network"]: _shown(row) for row in results.baselines(table).to_dict("records")}
+    rows = results.risks(table).merge(setting[results.SETTING].to_frame().T.infer_objects(), on=results.SETTING)
+    guarantee = None
+    if np.isfinite(setting["epsilon"]):
+        guarantee = {"epsilon": float(setting["epsilon"]), "delta": dp["delta"]}
+        guarantee["members_found_at_most"] = float(setting["bound"])
+        guarantee["statement"] = dp["statements"][results.label(setting)]
+    return {
+        "schema": "genlib privacy-risk card, version 2",
+        "recipe": {name: None if setting[name] != setting[name] else setting[name] for name in setting.index[:10]},
+        "verdict": {name: setting[name] for name in ("answers", "model", "why")},
+        "tolerance": {"members_found": tolerance, "false_positive_rate": 0.01, "balanced_accuracy": floor},
+        "profile": manifest["run"]["profile"],
+        "data": {name: cohort.get(name) for name in ("name", "source", "license", "limits")},
+        "members_about": int(dp["nominal members"]),
+        "threat_model": THREAT_MODEL,
+        "attacks": [f"{attack} on {shared}" for attack, shared in rows.groupby(["attack", "shared"]).groups],
+        "without_patients": free,
+        "overall": _line(table, setting["setting"], "all", "balanced accuracy"),
+        "by_class": {
+            name: {"patients": int(size), **_line(table, setting["setting"], name, "recall")}
+            for name, size in class_sizes(table).items()
+        },
+        "guarantee": guarantee,
+        "not_covered": NOT_COVERED,
+        "made": {name: made[name] for name in ("time", "git_commit", "versions")} | manifest["results"],
+    }  # fmt: skip
+
+
+def _line(table, setting, group, utility):
+    """Utility and the strongest attack of one setting on one group."""
+    row = results.one(results.settings(table, utility, group=group), setting=setting)
+    line = {name: _shown(_interval(row, kind)) for name, kind in ((utility, "utility"), ("members found", "risk"))}
+    return line | {"attack": row["attack"]}
+
+
+def _shown(row):
+    interval = {name: round(float(row[name]), 4) for name in results.INTERVAL}
+    return interval if np.isfinite(list(interval.values())).all() else None
+
+
+def _render(template, **values):
+    folder = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "data")
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(loader=folder, autoescape=jinja2.select_autoescape(["html"]), **options)
+    environment.filters["percent"] = lambda interval: percent(interval) if interval else "not measurable"
+    return environment.get_template(template).render(**values)
+
+
+def write(run_folder):
+    """Write the page of a run (``index.html``), its notebooks as HTML, and its risk card.
+
+    Parameters
+    ----------
+    run_folder : path-like
+        With ``results.csv``, ``manifest.json`` and executed notebooks.
+
+    Returns
+    -------
+    list of str
+        What could not be written, and why.
+
+    Examples
+    --------
+    >>> write("outputs/tcga-brca-quick")  # doctest: +SKIP
+    []
+    """
+    run_folder = pathlib.Path(run_folder)
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    lacking, listed = [], pages(run_folder)
+    report, shown = run_folder / "09_report.ipynb", {"notebooks": listed, "manifest": manifest}
+    if report.exists():
+        text = notebook_page(report, exclude_input=True, **shown)
+    else:
+        lacking.append("index.html has no answer: 09_report was not run")
+        text = _render(
+            "page.html", title=run_folder.name, body=f"<h1>{run_folder.name}</h1><p>{lacking[0]}</p>", **shown
+        )
+    files = {"index.html": text}
+    try:
+        made = card(results.read(run_folder / "results.csv"), manifest)
+        files |= {"risk_card.json": json.dumps(made, indent=1) + "\n", "risk_card.md": _render("risk_card.md", **made)}
+    except LookupError as error:
+        lacking.append(f"no risk card: {error.args[0]}")
+    for name, content in files.items():
+        with results.atomic_path(run_folder / name) as part:
+            part.write_text(content)
+    return lacking
+
+
+def pages(run_folder):
+    """Write every executed notebook of a run as HTML in its folder ``html``; return their titles by name."""
+    titles = {}
+    for path in sorted(pathlib.Path(run_folder).glob("[0-9]*.ipynb")):
+        if "." not in path.stem:  # a notebook that failed or is at work has a second suffix
+            titles[path.stem] = title(path)
+            with results.atomic_path(path.parent / "html" / f"{path.stem}.html") as part:
+                part.write_text(notebook_page(path, up=(path.parent / "results.csv").exists()))
+    return titles
+
+
+def title(path):
+    """Title of a notebook: the first line of its first cell."""
+    return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def notebook_page(path, exclude_input=False, **shown):
+    """Turn an executed notebook into a page that needs no network, with words for every picture.
+
+    Parameters
+    ----------
+    path : path-like
+    exclude_input : bool
+        Whether code is left out.
+    **shown
+        What the template ``data/page.html`` shows besides.
 
     Returns
     -------
     str
+        HTML.
 
     Examples
     --------
-    >>> from genlib.results import COLUMNS
-    >>> summary(pd.DataFrame(columns=COLUMNS))
-    'No results of 05_dp_sgd yet; run it for the summary.'
+    >>> notebook_page("outputs/tcga-brca-quick/01_cohort.ipynb")  # doctest: +SKIP
     """
-    trained = settings_table(select(table, notebook="05_dp_sgd"))
-    if trained.empty:
-        return "No results of 05_dp_sgd yet; run it for the summary."
-    head = "What a classifier is worth to held-out patients, and what the best of the attacks finds (95 % intervals):"
-    return head + "\n" + trained.drop(columns=SAME_IN_04).to_string(index=False)
+    notebook = nbformat.read(path, as_version=4)
+    heading = title(path)
+    for cell in notebook.cells:
+        titles = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+        heading = titles[-1] if titles and cell.cell_type == "markdown" else heading
+        cell.metadata["alt"] = f"Figure: {heading}"
+        for output in cell.get("outputs", ()):
+            # Widgets would ask a network for their scripts; their text is kept.
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    notebook.metadata.pop("widgets", None)
+    hidden = {"exclude_input": exclude_input, "exclude_output_prompt": exclude_input}
+    body, _ = nbconvert.HTMLExporter(template_name="basic", **hidden).from_notebook_node(notebook)
+    return _render("page.html", title=title(path), body=body, **shown)
 
 
 def readme(text, run_folder):
-    """Put the answer of a run into a README, between its marks.
+    """Put the answer of a run and the list of its notebooks into a README, between its marks.
 
     Parameters
     ----------
     text : str
         README with the marks ``<!-- results ... -->`` to ``<!-- end of results -->``, and the same for notebooks.
     run_folder : path-like
-        Folder of the run, with results, timings and manifest.
+        Folder of the run, with results and timings.
 
     Returns
     -------
     str
-        The README with figure, sentences and tables of this run.
 
     Raises
     ------
@@ -569,84 +483,34 @@ def readme(text, run_folder):
     """
     run_folder = pathlib.Path(run_folder)
     table = results.read(run_folder / "results.csv")
+    decision = decision_table(table)
+    undefended = decision["setting"].str.startswith("none")
+    rows = pd.concat([decision[~undefended].head(7), decision[undefended].head(1)])
+    words = "\n".join(f"- {sentence}" for sentence in answer(table))
+    figure = f"![Utility and risk of every setting]({run_folder}/figures/8a_trade_off.svg)"
     timings = pd.read_csv(run_folder / "timings.csv").set_index("notebook")["seconds"]
-    for name, part in (("results", _answer(table, run_folder)), ("notebooks", _notebooks(timings, run_folder))):
+    parts = {"results": f"{words}\n\n{figure}\n\n{_markdown(rows)}", "notebooks": _listed(timings, run_folder)}
+    for name, part in parts.items():
         marks = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.S)
-        text = marks.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
+        text = marks.sub(lambda found, part=part: f"{found[1]}{part}\n\n{found[2]}", text)
     return text
 
 
-def _answer(table, run_folder):
-    held_out = select(table, notebook="02_target_model", set="held-out")
-    attacks = select(table, notebook="03_answers", threat_model=["auditor", "no shadow models"], set="")
-    lira, loss = (one(attacks, attack=a, group="all", metric="TPR at FPR 0.01") for a in ("LiRA", "loss threshold"))
-    areas = [plain(one(attacks, attack=a, group="all", metric="AUC")) for a in ("LiRA", "loss threshold")]
-    classes = select(attacks, attack="LiRA", metric="TPR at the global threshold, FPR 0.01")
-    exposed = classes.loc[classes["estimate"].idxmax()]
-    blind = one(attacks, attack="loss threshold", group=exposed["group"], metric=exposed["metric"])
-    trained = settings_table(select(table, notebook="05_dp_sgd"))
-    private = trained[trained["promise"] != "none"]
-    # Epsilon 1, where many would call a promise strong, or what comes next to it.
-    quoted = min(private["promise"], key=lambda promise: abs(np.log(float(promise.removeprefix("epsilon ")))))
-    strict = private[private["promise"] == quoted].to_dict("records")
-    on = [row["setting"].removesuffix(f": {quoted}") for row in strict]
-    prices = ", ".join(f"{row['balanced accuracy']} on {name}" for name, row in zip(on, strict, strict=True))
-    left = ", ".join(f"{row['attack AUC']} on {name}" for name, row in zip(on, strict, strict=True))
-    audited = select(table, notebook="07_audit", attack="audit, many runs").groupby("defense")["estimate"].max()
-    refuted = audited > select(table, notebook="07_audit")["epsilon"].max()
-    faults = refuted.index.str.startswith("FAULT")
-    text = (
-        f"On {held_out['n_patients'].max()} patients ({table['cohort'].iloc[0]}), a deep classifier names the subtype "
-        f"of {percent(one(held_out, metric='accuracy'))} of held-out patients right; counting every class alike, "
-        f"{percent(one(held_out, metric='balanced accuracy'))}. An attacker who uses one threshold on the loss finds "
-        f"{percent(loss, 1)} of its members at 1 false accusation in 100 (AUC {areas[1]}; 0.5 is guessing). One who "
-        f"trains models of the same kind and asks how the target treats this very patient (LiRA) finds {percent(lira)} "
-        f"(AUC {areas[0]}), and {percent(exposed)} of the members of {exposed['group']} ({exposed['n_patients']} "
-        f"patients), of whom the loss threshold finds {percent(blind)}. "
-        f"Trained with differential privacy at {quoted}, balanced accuracy is {prices}, and the "
-        f"best attack that was run there is left with an AUC of {left}. An audit of the training accuses "
-        f"{refuted[~faults].sum()} of {(~faults).sum()} correct runs and exposes {refuted[faults].sum()} of "
-        f"{faults.sum()} faults that were planted on purpose. In brackets: 95 % intervals over patients and pairs of "
-        "models."
-    )
-    figures = {
-        "Members found at 1 % false accusations, by class": "3c_by_class",
-        "Balanced accuracy against attack AUC for every setting": "8a_trade_off",
-    }
-    figure = "\n\n".join(f"![{words}]({run_folder}/figures/{name}.svg)" for words, name in figures.items())
-    shown = trained.drop(columns=SAME_IN_04)
-    head = "| " + " | ".join(shown.columns) + " |\n|" + "---|" * len(shown.columns)
-    rows = "\n".join("| " + " | ".join(row) + " |" for row in shown.astype(str).to_numpy())
-    return f"{text}\n\n{figure}\n\n{head}\n{rows}\n"
+def _markdown(table):
+    head = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    return "\n".join(head + ["| " + " | ".join(row) + " |" for row in table.astype(str).to_numpy()])
 
 
-QUESTIONS = {
-    "01_cohort": "Who are the patients, what does the data look like, how to put in another tumor type",
-    "02_target_model": "How well does a deep subtype classifier do, and how far does it overfit",
-    "03_answers": "Who can be recognized, by which attack, in which subtype",
-    "05_dp_sgd": "What does DP-SGD buy and cost at each epsilon, on all genes and on a public panel",
-    "06_defenses": "What the other defenses buy and cost under the same attacks",
-    "07_audit": "Does the training really give the epsilon it claims, and would the audit notice if not",
-    "08_tradeoff": "The privacy-utility frontier, who pays, and what to release",
-    "11_cost": "What all this costs in time and memory, beside the alternatives",
-    "10_across_cohorts": "What holds over several tumor types",
-    "12_sharp_edges": "Where the tools go wrong without a word, each with a reproduction",
-}
-COMMANDS = {
-    "11_cost": "`./run_all.sh cost`",
-    "10_across_cohorts": "`./run_all.sh --cohort A,B`",
-    "12_sharp_edges": "`./run_all.sh sharp-edges`",
-}
-
-
-def _notebooks(timings, run_folder):
+def _listed(timings, run_folder):
     rows = []
-    for name, question in QUESTIONS.items():
-        executed = run_folder / f"{name}.ipynb"
-        shown = f"[`{name}`]({executed if executed.exists() else f'notebooks/{name}.ipynb'})"
-        rows.append(f"| {shown} | {question} | {COMMANDS[name] if name in COMMANDS else f'{timings[name]:.0f} s'} |")
-    head = "| notebook, as it ran | question | time (quick, 2 processor cores), or a command of its own |"
-    return "\n".join([head, "|---|---|---|", *rows]) + "\n"
+    for path in sorted(pathlib.Path(__file__).parent.parent.glob("notebooks/*.ipynb")):
+        executed = run_folder / path.name
+        link = f"[`{path.stem}`]({executed if executed.exists() else f'notebooks/{path.name}'})"
+        time = COMMANDS.get(path.stem) or (f"{timings[path.stem]:.0f} s" if path.stem in timings else "")
+        rows.append(
+            {"notebook, as it ran": link, "question": title(path), "seconds (quick, 2 cores), or command": time}
+        )
+    return _markdown(pd.DataFrame(rows))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,14 +21,24 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
+import yaml
 
+from genlib import metrics
+
+# One meaning each: features are what a model takes in; network and trainer, what was really trained and by which code
+# ("" where nothing is); start, from where. defense is a kind, strength its number, epsilon a promise. shared is what is
+# handed out: on a row of utility, by this setting; on a row of risk, to this attacker. control says which one, where
+# nothing (or a planted fault) is there to be found. bound is proven. NaN or "" is none.
 COLUMNS = [
-    "notebook", "cohort", "features", "network", "defense", "epsilon", "threat_model", "attack", "set",
-    "group", "metric", "estimate", "low", "high", "n_patients", "n_models", "false_positives",
-    "false_positive_patients", "note",
+    "notebook", "cohort", "features", "network", "trainer", "defense", "strength", "epsilon", "shared", "attack",
+    "attacker", "group", "metric", "estimate", "low", "high", "n_patients", "n_models", "false_positives",
+    "false_positive_patients", "control", "start", "bound",
 ]  # fmt: skip
-NUMBERS = ["epsilon", "estimate", "low", "high"]
+NUMBERS = ["strength", "epsilon", "estimate", "low", "high", "bound"]
 COUNTS = ["n_patients", "n_models", "false_positives", "false_positive_patients"]
+# What tells two rows apart.
+KEYS = [name for name in COLUMNS if name not in [*NUMBERS[2:], *COUNTS]]
 
 
 @contextlib.contextmanager
@@ -221,7 +232,7 @@ def record(run_folder, notebook, table, **context):
     Raises
     ------
     ValueError
-        When the table has a column that is not in `COLUMNS`, a missing `metric`, or a repeated row.
+        When the table has a column that is not in `COLUMNS`, a missing `metric`, or two rows with the same `KEYS`.
 
     Examples
     --------
@@ -231,31 +242,33 @@ def record(run_folder, notebook, table, **context):
           cohort    metric  estimate
     0  simulated  accuracy       0.9
     """
-    table = pd.concat(table) if isinstance(table, list) else table
-    table = table.assign(notebook=notebook, **context)
-    unknown = sorted(set(table.columns) - set(COLUMNS))
-    if unknown:
-        raise ValueError(f"results of {notebook}: columns {unknown} are not among {COLUMNS}")
-    table = _tidy(table.reindex(columns=COLUMNS))
-    keys = [c for c in COLUMNS if c not in [*NUMBERS[1:], *COUNTS, "note"]]
-    repeated = table.duplicated(keys)
-    if repeated.any() or (table["metric"] == "").any():
-        row = table[repeated | (table["metric"] == "")].iloc[0]
-        raise ValueError(f"results of {notebook}: a row is repeated or has no metric: {row[keys].to_dict()}")
+    table = tidy(pd.concat(table) if isinstance(table, list) else table, notebook=notebook, **context)
+    wrong = table.duplicated(KEYS) | (table["metric"] == "")
+    if wrong.any():
+        row = table.loc[wrong, KEYS].iloc[0].to_dict()
+        raise ValueError(f"results of {notebook}: a row is repeated or has no metric: {row}")
     _write_csv(pathlib.Path(run_folder) / "parts" / f"{notebook}.csv", table)
     return table
 
 
-def _tidy(table):
-    table = table.reset_index(drop=True)
-    for column in COLUMNS:
-        if column in NUMBERS:
-            table[column] = table[column].astype(float)
-        elif column in COUNTS:
-            table[column] = table[column].astype("Int64")
-        else:
-            table[column] = table[column].fillna("").astype(str)
-    return table
+def tidy(table, **context):
+    """Give a table all columns of the results, of their types, with one value for all rows where `context` says one.
+
+    Examples
+    --------
+    >>> tidy(pd.DataFrame({"metric": ["AUC"], "note": ["?"]}), notebook="03_answers")
+    Traceback (most recent call last):
+    ValueError: results of 03_answers: columns ['note'] are not among ['notebook', ...
+    """
+    table = table.assign(**context).reset_index(drop=True)
+    unknown = sorted(set(table.columns) - set(COLUMNS))
+    if unknown:
+        notebook = context.get("notebook", "a notebook")
+        raise ValueError(f"results of {notebook}: columns {unknown} are not among {COLUMNS}; map or drop them")
+    table = table.reindex(columns=COLUMNS)
+    kinds = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
+    words = [name for name in COLUMNS if name not in kinds]
+    return table.fillna(dict.fromkeys(words, "")).astype(kinds | dict.fromkeys(words, str))
 
 
 def _write_csv(path, table):
@@ -290,7 +303,7 @@ def load(run_folder, notebook=None):
             f"no results of {notebook or 'any notebook'} in {run_folder}; run that notebook first "
             f"(./run_all.sh --from {notebook or '01_cohort'})"
         )
-    return _tidy(pd.concat([read(p) for p in paths]))
+    return tidy(pd.concat([read(p) for p in paths]))
 
 
 def read(path):
@@ -307,7 +320,7 @@ def read(path):
     text = {c: str for c in COLUMNS if c not in NUMBERS and c not in COUNTS}
     empty = {c: [""] for c in NUMBERS + COUNTS}
     # Only an empty cell is missing: "none" and "NA" are words that a class or a defense may be called.
-    return _tidy(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, float_precision="round_trip"))
+    return tidy(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, float_precision="round_trip"))
 
 
 def merge(run_folder):
@@ -328,6 +341,331 @@ def merge(run_folder):
     table = load(run_folder)
     _write_csv(pathlib.Path(run_folder) / "results.csv", table)
     return table
+
+
+def one(table, **where):
+    """Pick the one row of a results table that fits.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `load` gives it.
+    **where
+        Column to value; None asks for rows without a number there, as ``epsilon=None``.
+
+    Returns
+    -------
+    pandas.Series
+
+    Raises
+    ------
+    LookupError
+        When no row fits, or more than one.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"metric": ["AUC", "accuracy"], "estimate": [0.6, 0.9]})
+    >>> one(table, metric="accuracy").estimate
+    0.9
+    """
+    found = select(table, **where)
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} rows of the results fit {where}; there must be one")
+    return found.iloc[0]
+
+
+def select(table, **where):
+    """Pick the rows of a results table that fit; a list of values means any of them.
+
+    Examples
+    --------
+    >>> len(select(pd.DataFrame({"metric": ["AUC", "accuracy"]}), metric=["AUC", "accuracy"]))
+    2
+    """
+    for column, value in where.items():
+        if value is None:
+            table = table[table[column].isna()]
+        else:
+            table = table[table[column].isin(value if isinstance(value, (list, tuple)) else [value])]
+    return table
+
+
+SETTING = ["notebook", "cohort", "features", "network", "trainer", "defense", "strength", "epsilon", "start"]
+INTERVAL = ["estimate", "low", "high"]
+VERDICTS = ["passes", "cannot be told", "fails"]
+FOUND = "TPR at FPR 0.01"  # the risk that a tolerance speaks of: members found at 1 false accusation in 100
+
+
+def label(row):
+    """Name a setting by what its columns say.
+
+    Examples
+    --------
+    >>> row = {"defense": "DP-SGD", "strength": np.nan, "epsilon": 4.0, "features": "pam50", "start": "random"}
+    >>> label(row)
+    'DP-SGD, epsilon 4, pam50'
+    """
+    words = [row["defense"] + ("" if np.isnan(row["strength"]) else f" {row['strength']:g}")]
+    words += [] if np.isnan(row["epsilon"]) else [f"epsilon {row['epsilon']:g}"]
+    words += [row["features"]] if row["features"] != "all genes" else []
+    return ", ".join(words + ([f"from {row['start']}"] if row["start"] not in ("", "random") else []))
+
+
+def risks(table, metric=FOUND):
+    """Rows of one metric of every attack that measures something, controls left out; of weights, in each notebook.
+
+    Notebook 04_weights attacks weights of the undefended model and of others that are settings of another notebook,
+    too: its rows count there.
+    """
+    found = select(table[table["attack"] != ""], metric=metric, control="")
+    others = [name for name in found["notebook"].unique() if name != "04_weights"]
+    weights = select(found, notebook="04_weights")
+    return pd.concat([found, *(weights.assign(notebook=name) for name in others)], ignore_index=True)
+
+
+def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
+    """Put every setting that was attacked into one row: its utility to held-out patients, and its strongest attack.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `load` gives it.
+    utility, risk : str
+        Metrics: of classification (more is better), and of an attack (less is better; the attack with most counts).
+    group : str
+        Whose: ``"all"`` or a class.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns setting (its `label`, told apart by network and notebook where needed), those of `SETTING`, shared
+        (what the setting hands out), n_patients, utility, utility_low, utility_high, attack, attacker, risk, risk_low,
+        risk_high, bound.
+
+    Examples
+    --------
+    >>> settings(pd.DataFrame(columns=COLUMNS)).empty
+    True
+    """
+    # Models by TF-Privacy are there to be compared with the bank's, and no settings of their own.
+    table = table[table["trainer"] != "tf-privacy"]
+    numbers = {name: [f"{name}_low", f"{name}_high"] for name in ("utility", "risk")}
+    useful = select(table, metric=utility, group=group, attack="", control="")
+    useful = useful.rename(columns=dict(zip(INTERVAL, ["utility", *numbers["utility"]], strict=True)))
+    order = ["estimate", "attack", "attacker"]
+    worst = select(risks(table, risk), group=group).sort_values(order, ascending=[False, True, True])
+    worst = worst.drop_duplicates(SETTING).rename(columns=dict(zip(INTERVAL, ["risk", *numbers["risk"]], strict=True)))
+    left = useful[[*SETTING, "shared", "n_patients", "utility", *numbers["utility"]]]
+    found = left.merge(worst[[*SETTING, "attack", "attacker", "risk", *numbers["risk"], "bound"]], on=SETTING)
+    found.insert(0, "setting", [label(row) for row in found.to_dict("records")])
+    for column, same, width in (("network", ["setting", "notebook"], None), ("notebook", ["setting"], 2)):
+        twice = found.duplicated(same, keep=False)  # of a notebook its number is enough
+        found.loc[twice, "setting"] += " (" + found.loc[twice, column].str[:width] + ")"
+    return found
+
+
+def frontier(points):
+    """Say which settings no other beats: more utility and less risk, one of both strictly, and no less handed out.
+
+    What hands out answers only does not beat what hands out the model. What could not be measured beats nothing.
+
+    Parameters
+    ----------
+    points : pandas.DataFrame
+        From `settings`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (rows,) bool.
+
+    Examples
+    --------
+    >>> frontier(pd.DataFrame({"utility": [0.9, 0.8], "risk": [0.1, 0.2], "shared": "model"}))
+    array([ True, False])
+    """
+    utility, risk = points["utility"].to_numpy(float), points["risk"].to_numpy(float)
+    model = (points["shared"] == "model").to_numpy()
+    as_good = (utility[:, None] >= utility) & (risk[:, None] <= risk) & (model[:, None] | ~model)
+    equal = (utility[:, None] == utility) & (risk[:, None] == risk)
+    return np.isfinite(utility) & np.isfinite(risk) & ~(as_good & ~equal).any(axis=0)
+
+
+def baselines(table, metric="balanced accuracy", group="all"):
+    """Rows of the classifiers that nobody trained: majority class, and published centroids where they exist."""
+    found = select(table, trainer="", attack="", control="", group=group, metric=metric)
+    return found[found["network"] != ""].drop_duplicates("network")
+
+
+def verdict(risk, tolerance):
+    """Judge one thing that is handed out by every attack on every group that was measured.
+
+    It *fails* where the lower end of an interval, corrected for all of them together by Holm's rule (Scandinavian
+    Journal of Statistics 6, 1979), is above the tolerance; *passes* where a proven bound or every upper end is not; and
+    else it *cannot be told*.
+
+    Parameters
+    ----------
+    risk : pandas.DataFrame
+        Rows of `FOUND`: estimate, low, high, bound, attack, group, n_patients.
+    tolerance : float
+        Largest share of members that may be found.
+
+    Returns
+    -------
+    verdict, reason : str
+
+    Examples
+    --------
+    >>> row = {"attack": "LiRA", "group": "all", "estimate": 0.3, "low": 0.2, "high": 0.4, "bound": np.nan}
+    >>> verdict(pd.DataFrame([row | {"n_patients": 90}]), 0.03)
+    ('fails', 'LiRA finds 30 % of all members')
+    """
+    if risk.empty:
+        return "cannot be told", "not attacked"
+    # Whether Holm's rule rejects any of several is whether Bonferroni's does.
+    excess = metrics.bonferroni_low(risk, max(1, risk["estimate"].notna().sum())) - tolerance
+    if (excess > 0).any():
+        worst = risk.iloc[np.nanargmax(excess)]
+        return "fails", f"{worst['attack']} finds {100 * worst['estimate']:.0f} % of {worst['group']} members"
+    if risk["bound"].max() <= tolerance:
+        return "passes", f"proven: at most {100 * risk['bound'].max():.1f} % by any attack"
+    unsure = risk[~(risk["high"] <= tolerance)]
+    if unsure.empty:
+        return "passes", "every attack that was run stays below"
+    least = unsure.loc[unsure["n_patients"].astype(float).idxmin()]
+    return "cannot be told", f"{least['group']}: cannot be told with {least['n_patients']} patients"
+
+
+def decisions(table, tolerance=0.03, floor=0.5):
+    """Say of every setting whether its answers and whether its model may be shared, and why.
+
+    Answers are judged by the attacks on answers, a model by the attacks on answers and on weights together; a defense
+    that changes answers only is none of the model.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `load` gives it.
+    tolerance : float
+        Largest share of members that may be found, in every class and by every attack, at 1 false accusation in 100.
+    floor : float
+        Least balanced accuracy: what is surely below fails, what is not surely above cannot be told.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `settings` with answers, model ("passes", "fails", "cannot be told"), and why, for the model where it is
+        handed out; what passes first, and of that the most useful.
+
+    Examples
+    --------
+    >>> decisions(pd.DataFrame(columns=COLUMNS)).empty
+    True
+    """
+    found, measured = settings(table), risks(table)
+    measured = measured.fillna({"strength": -1, "epsilon": -1})
+    judged = []
+    for row in found.to_dict("records"):
+        wanted = {name: -1 if row[name] != row[name] else row[name] for name in SETTING}
+        judged.append(_judge(select(measured, **wanted), row, tolerance, floor))
+    judged = pd.DataFrame(judged, columns=["answers", "model", "why"])
+    judged = judged.astype({name: pd.CategoricalDtype(VERDICTS, ordered=True) for name in ("answers", "model")})
+    order = ["model", "answers", "utility", "setting"]
+    found = found.join(judged).sort_values(order, ascending=[True, True, False, True], ignore_index=True)
+    return found.astype({"answers": str, "model": str})
+
+
+def _judge(risk, row, tolerance, floor):
+    """Verdicts on the answers and on the model of one setting, and the reason."""
+    if row["utility_high"] < floor:
+        return "fails", "fails", f"balanced accuracy below {100 * floor:.0f} %"
+    answers, why = verdict(select(risk, shared="answers"), tolerance)
+    model, why_model = verdict(risk, tolerance)
+    if row["shared"] == "answers":
+        model = "fails"
+        why = f"{why}; the model behind stays as it is"
+    elif model == "passes" and not (risk["bound"].max() <= tolerance) and select(risk, shared="model").empty:
+        model, why = "cannot be told", "its weights were not attacked"
+    else:
+        why = why_model
+    if row["utility_low"] < floor:
+        unsure = f"balanced accuracy not surely above {100 * floor:.0f} %"
+        return *(["fails" if one == "fails" else "cannot be told" for one in (answers, model)]), unsure
+    return answers, model, why
+
+
+def load_runs(runs):
+    """Read the results of several runs into one table, with columns run (cohort and network) and seed.
+
+    Examples
+    --------
+    >>> load_runs(["no-such-run"])
+    Traceback (most recent call last):
+    FileNotFoundError: no results of any notebook in no-such-run; run that notebook first ...
+    """
+    tables = []
+    for folder in map(pathlib.Path, runs):
+        table = load(folder)
+        chosen = json.loads((folder / "manifest.json").read_text())["run"]["parameters"]
+        tables.append(table.assign(run=f"{table['cohort'].iloc[0]}, {chosen['network']}", seed=chosen["seed"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def pooled(table, by):
+    """Average estimates and ends of intervals over seeds; an interval is not narrowed, since patients are the same.
+
+    Examples
+    --------
+    >>> two = pd.DataFrame({"run": "a", "estimate": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]})
+    >>> pooled(two, ["run"])["estimate"].round(3).tolist()
+    [0.6]
+    """
+    numbers = table.astype(dict.fromkeys(INTERVAL, float))
+    return numbers.groupby(by, sort=False, dropna=False)[INTERVAL].mean().reset_index()
+
+
+def rank_correlation(x, y, groups, n_draws=2000, seed=0):
+    """Correlate ranks within groups, and say how often shuffling within groups gives as much.
+
+    Groups that differ as a whole make no correlation. The test is the permutation test of Spearman's coefficient,
+    stratified by group.
+
+    Parameters
+    ----------
+    x, y : array-like
+        (points,), no missing values.
+    groups : numpy.ndarray
+        (points,), as the cohort of each class.
+    n_draws, seed : int
+
+    Returns
+    -------
+    coefficient, p : float
+        Of -1 to 1, or NaN where no group has two points that differ; share of shuffles (with the data itself) whose
+        coefficient is as far from 0 or farther.
+
+    Examples
+    --------
+    >>> x = np.arange(6.0)
+    >>> coefficient, p = rank_correlation(x, -x, np.zeros(6))
+    >>> round(coefficient, 3), p < 0.05
+    (-1.0, True)
+    """
+    points = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
+    ranks = points.groupby(groups).rank()
+    # From -1 to 1 in every group, and 0 where it has one point.
+    ranks = ((ranks - 1) / (ranks.groupby(groups).transform("size").to_numpy()[:, None] - 1) * 2 - 1).fillna(0)
+    if not np.ptp(ranks["x"]) or not np.ptp(ranks["y"]):
+        return float("nan"), 1.0
+    found, rng = ranks.corr().iloc[0, 1], np.random.default_rng(seed)
+    places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    shuffled, as_far = ranks["y"].to_numpy().copy(), 1
+    for _ in range(n_draws):
+        for place in places:
+            shuffled[place] = rng.permutation(shuffled[place])
+        as_far += abs(np.corrcoef(ranks["x"], shuffled)[0, 1]) >= abs(found) - 1e-12
+    return float(found), as_far / (n_draws + 1)
 
 
 def save_json(path, value):
@@ -352,7 +690,8 @@ def environment():
     -------
     dict
         ``versions`` of Python and the packages, ``platform``, ``processors`` (how many), ``processor`` (of what kind),
-        ``git_commit`` (None outside a checkout; ends in ``+changes`` when files differ from it) and ``time``.
+        ``blas`` (NumPy's, with its kind of core and threads), ``git_commit`` (None outside a checkout; ends in
+        ``+changes`` when files differ from it) and ``time``.
 
     Examples
     --------
@@ -369,6 +708,7 @@ def environment():
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "processor": _processor(),
+        "blas": _blas(),
         "git_commit": _git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -388,6 +728,12 @@ def _processor():
     return " ".join([platform.machine(), *words, *wide])
 
 
+def _blas():
+    words = ("internal_api", "version", "architecture", "num_threads")
+    found = [[str(one[word]) for word in words if word in one] for one in threadpoolctl.threadpool_info()]
+    return sorted(" ".join(one) for one in found)
+
+
 def _git_commit():
     here = pathlib.Path(__file__).parent
 
@@ -398,6 +744,58 @@ def _git_commit():
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+class _Words(yaml.SafeLoader):
+    """YAML's words as version 1.2 has them, in which ``no`` is text; 010, which keeps its zero, is text as well."""
+
+    yaml_implicit_resolvers = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?=\.?[0-9])(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    _Words.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def read_yaml(path):
+    """Read a YAML file of options as it is meant: 1e-5 is a number, no is a word, 01 keeps its zero.
+
+    Raises
+    ------
+    ValueError
+        When the file cannot be read or is no YAML; says where.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.yaml"
+    >>> _ = path.write_text("delta: 1e-5\\nonly: 01\\nclass: no")
+    >>> read_yaml(path)
+    {'delta': 1e-05, 'only': '01', 'class': 'no'}
+    """
+    try:
+        return parse_yaml(pathlib.Path(path).read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def parse_yaml(text, where):
+    """Read options written as YAML; `where` names them when they are none.
+
+    Examples
+    --------
+    >>> parse_yaml("{learning_rate: 2e-2}", "--network-options")
+    {'learning_rate': 0.02}
+    """
+    try:
+        return yaml.load(text, _Words)  # a SafeLoader
+    except yaml.YAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
+        raise ValueError(f"{where} is no YAML: {line}{getattr(error, 'problem', error)}") from error
 
 
 def update_manifest(run_folder, section, value):
@@ -426,7 +824,7 @@ def update_manifest(run_folder, section, value):
 
 
 def banner(seed, *packages):
-    """Print seed and versions, the first thing that every notebook says.
+    """Print seed and versions, the first thing that every notebook says; refuse the repository's root as its folder.
 
     Examples
     --------
@@ -435,6 +833,10 @@ def banner(seed, *packages):
     """
     from genlib import __version__
 
+    if "ipykernel" in sys.modules and pathlib.Path.cwd() == pathlib.Path(__file__).parent.parent:
+        raise RuntimeError(
+            "run from here, results would go beside the repository: cd notebooks, or papermill --cwd notebooks"
+        )
     versions = [f"Python {sys.version.split()[0]}", f"genlib {__version__}"]
     versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
     print(f"seed {seed} · " + " · ".join(versions))

@@ -3,7 +3,8 @@
 import hypothesis
 import pytest
 
-from genlib import study
+from genlib import run
+from genlib.__main__ import parse
 
 # The same examples on every machine, however long one of them takes there.
 hypothesis.settings.register_profile(
@@ -15,5 +16,5 @@ hypothesis.settings.load_profile("same")
 @pytest.fixture(scope="session")
 def smoke():
     """One smoke run through the command's own road; its tests are one group, so that one process makes it once."""
-    study.main(["--profile", "smoke", "--run", "test-smoke"])
-    return study.ROOT / "outputs" / "test-smoke"
+    run.main(parse(["--profile", "smoke", "--run", "test-smoke"]))
+    return run.OUTPUTS / "test-smoke"

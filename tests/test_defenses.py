@@ -15,10 +15,7 @@ ALL = {
     "tempered": lambda logits: defenses.tempered(logits, 5.0),
     "noisy": lambda logits: defenses.noisy(logits, 2.0, seed=0),
     "ranked": defenses.ranked,
-    "MemGuard": lambda logits: defenses.memguard(logits, INSIDE, RESERVED, 0.5, seed=0),
 }
-RESERVED = np.arange(50) >= 40
-INSIDE = np.random.default_rng(3).permuted(np.tile(np.arange(50) % 2 == 0, (4, 1)), axis=1) & ~RESERVED
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -197,68 +194,6 @@ def test_the_order_is_all_that_is_left_of_ranked_answers():
     np.testing.assert_array_equal(defenses.ranked(LOGITS), defenses.ranked(other))
     by_hand = np.array([0.25, 1.0, 0.5]) / 1.75
     np.testing.assert_allclose(np.exp(defenses.ranked(np.array([[[-1.0, 5.0, 0.0]]]))[0, 0]), by_hand)
-
-
-def overconfident(n_models=6, n=400, k=4):
-    """Answers that are surer for members."""
-    rng = np.random.default_rng(5)
-    labels, reserved = rng.integers(0, k, n), np.arange(n) >= 320
-    members = (rng.random((n_models, n)) < 0.5) & ~reserved
-    logits = rng.normal(size=(n_models, n, k))
-    logits += (2 + 4 * members)[..., None] * np.eye(k)[labels]
-    return logits, labels, members, reserved
-
-
-def test_memguard_stays_within_its_budget_and_at_none_changes_nothing():
-    logits, _, members, reserved = overconfident()
-    distances = {}
-    for budget in (0.0, 0.1, 0.5, 2.0):
-        shown = np.exp(defenses.memguard(logits, members, reserved, budget, seed=0))
-        distances[budget] = np.abs(shown - softmax(logits, axis=2)).sum(axis=2)
-        # A mean over 2,400 draws of at most 2: four standard errors.
-        assert distances[budget].mean() <= budget + 4 * distances[budget].std() / np.sqrt(distances[budget].size) + 1e-6
-    assert distances[0.0].max() < 1e-6
-    sure = defenses.memguard(20 * logits, members, reserved, 0.0, seed=0)
-    np.testing.assert_allclose(sure, log_softmax(20 * logits, axis=2), atol=1e-9)
-    assert distances[0.1].mean() < distances[0.5].mean() <= distances[2.0].mean()
-
-
-def test_memguard_hides_members_from_one_threshold_on_confidence():
-    logits, labels, members, reserved = overconfident()
-    shown = defenses.memguard(logits, members, reserved, 2.0, seed=0)
-    before, after = (
-        metrics.auc(softmax(answers, axis=2).max(axis=2)[:, ~reserved], members[:, ~reserved])
-        for answers in (logits, shown)
-    )
-    assert before > 0.9
-    # On neither side of 1/2: an order that is turned around tells as much.
-    assert abs(after - 0.5) < 0.15
-
-
-def test_the_guard_knows_members_and_its_border_is_crossed():
-    logits, _, members, reserved = overconfident()
-    rngs = [np.random.default_rng([0, 27, m]) for m in range(6)]
-    network = defenses._train_guard(tf.constant(logits, tf.float32), members, reserved, rngs)
-    moved, guess, after = (part.numpy() for part in defenses._mislead(tf.constant(logits, tf.float32), network))
-    assert metrics.auc(guess[:, ~reserved], members[:, ~reserved]) > 0.9
-    assert (np.abs(after) < np.abs(guess)).mean() > 0.9
-    assert (moved.argmax(axis=2) == logits.argmax(axis=2)).all()
-
-
-def test_a_model_guarded_beside_others_answers_as_alone_and_twice_the_same():
-    logits, _, members, reserved = overconfident()
-    whole = defenses.memguard(logits, members, reserved, 0.5, seed=0)
-    np.testing.assert_allclose(defenses.memguard(logits[:2], members[:2], reserved, 0.5, seed=0), whole[:2], atol=1e-4)
-    np.testing.assert_array_equal(defenses.memguard(logits, members, reserved, 0.5, seed=0), whole)
-
-
-def test_memguard_refuses_what_makes_no_sense():
-    logits, _, members, reserved = overconfident()
-    with pytest.raises(ValueError, match="budget=3"):
-        defenses.memguard(logits, members, reserved, 3, seed=0)
-    for wrong in (np.zeros(400, bool), np.ones(400, bool)):
-        with pytest.raises(ValueError, match="members of no model"):
-            defenses.memguard(logits, members, wrong, 0.5, seed=0)
 
 
 def one_way(targets, logits, target, ascend):

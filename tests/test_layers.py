@@ -61,7 +61,7 @@ def test_each_model_of_a_stack_answers_as_the_same_model_by_itself(build):
     stacked = layers.stack(model, MODELS, D)
     stacked.compile("sgd", "mse")
     starts, x = [weights_of(model, rng) for _ in range(MODELS)], rng.normal(size=(MODELS, 7, D))
-    bank.assign(stacked, starts)
+    stacked.begin(starts)
     answers = stacked(x, training=True)
     for m, start in enumerate(starts):
         model.set_weights(start)
@@ -124,7 +124,7 @@ def private(model, start, clip_norm, masks=(), same_mask=True):
     stacked = layers.stack(model, 1, D, kind=layers.PrivateBank)
     loss = K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
     stacked.compile(K.optimizers.SGD(1.0), loss)
-    bank.assign(stacked, [start])
+    stacked.begin([start])
     stacked.clip_norm, stacked.same_mask = clip_norm, same_mask
     for layer, mask in zip(stacked.dropouts, masks, strict=True):
         layer.mask = tf.constant(mask[None])

@@ -100,5 +100,56 @@ def test_row_adam_is_adam_but_for_one_mean_square_a_row(double):
 def test_what_is_not_known_is_refused_by_name():
     with pytest.raises(ValueError, match="optimizer='rmsprop': choose"):
         networks.mlp(4, 2, optimizer="rmsprop")
-    with pytest.raises(ValueError, match="network 'rnn' is not known; choose one of softmax, mlp, deeptype, cnn"):
+    with pytest.raises(ValueError, match="'rnn' is not known; choose one of softmax, mlp, deeptype, cnn, or your own"):
         networks.build("rnn", 4, 2)
+
+
+OWN = """import tensorflow as tf
+def build(n_features, n_classes, width=4):
+    layers = [tf.keras.Input((n_features,)), tf.keras.layers.Dense(width, "relu"), tf.keras.layers.Dense(n_classes)]
+    model = tf.keras.Sequential(layers)
+    model.compile(tf.keras.optimizers.Adam(0.01), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+def loose(n_features, n_classes):
+    return tf.keras.Sequential([tf.keras.layers.Dense(n_classes)])
+"""
+
+
+def test_a_network_is_built_and_trained_as_its_profile_says_with_what_is_changed():
+    how = networks.recipe("deeptype", "quick", {"epochs": 5, "hidden": [9, 4]})
+    assert how.training == {
+        "epochs": 5, "batch_size": 256, "clustering": {"weight": 1.2, "n_clusters": 11, "rounds": 5, "epochs": 10}
+    }  # fmt: skip
+    model = how.build(30, 3)
+    assert [layer.units for layer in model.layers] == [9, 4, 3] and type(model.optimizer) is networks.RowAdam
+    assert networks.recipe("softmax", "smoke").training["batch_size"] is None
+
+
+def test_a_function_of_ones_own_is_a_network_like_any_other(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    how = networks.recipe(f"{tmp_path}/mine.py:build", "quick", {"width": 6, "batch_size": 8})
+    assert how.name == "build" and how.training == {"epochs": 30, "batch_size": 8}
+    model = how.build(30, 3)
+    assert model.layers[0].units == 6 and isinstance(model.optimizer, K.optimizers.Adam)
+    loss = K.losses.CategoricalCrossentropy(from_logits=True)
+    smoothed = how.build(30, 3, loss=loss)
+    assert smoothed.loss is loss and isinstance(smoothed.optimizer, K.optimizers.Adam)
+    slow = how.build(30, 3, learning_rate=0.5, momentum=0.9)
+    assert isinstance(slow.optimizer, K.optimizers.SGD) and float(slow.optimizer.momentum) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "said"),
+    [
+        ("mlp", {"learning_rat": 1}, "mlp takes no 'learning_rat'; choose among hidden, dropout"),
+        ("{}/mine.py:bild", {}, "has no function 'bild'; it has build, loose"), ("{}/mine.py", {}, "names no function"),
+        ("{}/none.py:build", {}, "there is no file"),
+        ("{}/mine.py:loose", {}, "not compiled; end it with model.compile"),
+        ("{}/mine.py:build", {"depth": 3}, "build takes no 'depth'; choose among width, optimizer"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_says_the_way_out(network, options, said, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(ValueError, match=said) as error:
+        networks.recipe(network.format(tmp_path), "quick", options).build(30, 3)
+    assert "\n" not in str(error.value)

@@ -52,49 +52,44 @@ def test_no_color_is_too_pale_for_print(number):
     assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.8
 
 
-def test_the_audit_shows_every_canary_of_every_run_at_its_bound():
-    table = pd.DataFrame({"run": ["a", "a", "b"], "canary": ["x", "y", "x"], "estimate": [0.0, 1.5, 3.0]})
-    axes = plots.audited(table, promise=1.0, power=3.2).axes[0]
-    shown = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
-    assert shown["x"] == [0.0, 3.0] and shown["y"] == [1.5]
-    assert shown["promise"] == [1.0, 1.0]
-
-
 @pytest.fixture
-def settings():
-    point = {"x_low": 0.6, "x_high": 0.9, "y_low": 0.5, "y_high": 0.7}
-    places = [(0.8, 0.51, True, True), (0.7, 0.6, False, False), (0.81, 0.51, False, True), (np.nan, 0.5, False, True)]
-    return pd.DataFrame(
-        [
-            {**point, "x": x, "y": y, "frontier": frontier, "labeled": labeled, "kind": "a", "name": f"setting {i}"}
-            for i, (x, y, frontier, labeled) in enumerate(places)
-        ]
-    )
+def points():
+    places = [
+        ("L2 0.1", "L2", 0.8, 0.05),
+        ("mine", "mine", 0.7, 0.2),
+        ("L2 1", "L2", 0.6, 0.0),
+        ("?", "?", np.nan, 0.1),
+    ]
+    table = pd.DataFrame(places, columns=["setting", "defense", "utility", "risk"])
+    ends = {f"{axis}_{end}": table[axis] for axis in ("utility", "risk") for end in ("low", "high")}
+    return table.assign(**ends)
 
 
-def test_settings_off_the_frontier_are_faint_and_named_only_when_asked(settings):
-    axes = plots.trade_off_points(settings, "kind", "name", "worth", "risk", chance=0.5).axes[0]
-    drawn = {tuple(np.asarray(one[0].get_xdata(), float)): one[0].get_alpha() for one in axes.containers}
-    assert drawn[(0.8,)] == 1 and drawn[(0.7, 0.81)] < 0.5
-    assert [text.get_text() for text in axes.texts] == ["chance", "setting 0", "setting 2"]
+def test_named_settings_have_intervals_and_labels_and_a_risk_of_nothing_lies_at_the_edge(points):
+    free = pd.DataFrame({"network": ["majority class"], "estimate": [0.5]})
+    named = np.array([True, False, True, True])
+    axes = plots.trade_off(points, named, "x", "y", chance=0.01, tolerance=0.03, free=free).axes[0]
+    drawn = [one[0].get_xydata().tolist() for one in axes.containers if len(one[0].get_xydata())]
+    floor = axes.get_ylim()[0]
+    assert drawn == [[[0.8, 0.05], [0.6, floor]]]
+    assert [text.get_text() for text in axes.texts] == ["chance", "tolerance", "majority class", "L2 1", "L2 0.1"]
+    stars = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "*"]
+    assert stars == [[[0.5, floor]]]
 
 
-def test_labels_of_points_at_one_height_stand_apart_within_the_figure(settings):
-    crowd = pd.concat([settings.iloc[[0]]] * 20, ignore_index=True)
-    axes = plots.trade_off_points(crowd, "kind", "name", "worth", "risk").axes[0]
+def test_labels_of_points_at_one_height_stand_apart_within_the_figure(points):
+    crowd = pd.concat([points.iloc[[0]]] * 20, ignore_index=True)
+    axes = plots.trade_off(crowd, np.ones(20, bool), "x", "y").axes[0]
     heights = sorted(text.xyann[1] for text in axes.texts)
     assert np.diff(heights).min() > 0.04 and heights[-1] <= 1
 
 
-def test_a_figure_without_any_measured_setting_does_not_fail(settings):
-    assert plots.trade_off_points(settings.iloc[[3]], "kind", "name", "worth", "risk").axes
+def test_a_figure_without_any_measured_setting_does_not_fail(points):
+    assert plots.trade_off(points.iloc[[3]], np.array([True]), "x", "y").axes
 
 
-def test_two_figures_show_a_kind_alike_though_one_lacks_another_kind(settings):
-    both = pd.concat([settings.assign(kind="b"), settings])
-    first, second = (
-        plots.trade_off_points(part, "kind", "name", "worth", "risk", hues=["b", "a"]).axes[0]
-        for part in (both, settings)
-    )
-    seen = [{line.get_label(): line.get_marker() for line in axes.lines} for axes in (first, second)]
-    assert seen[0]["a"] == seen[1]["a"] != seen[0]["b"] and "b" not in seen[1]
+def test_every_defense_looks_the_same_in_every_figure_and_unlike_all_others():
+    alone = {name: plots.look([name])[name] for name in plots.DEFENSES}
+    assert plots.look(["mine", *plots.DEFENSES[::-1]]).items() >= alone.items()
+    seen = [(one["color"], one["marker"]) for one in plots.look([*plots.DEFENSES, "mine"]).values()]
+    assert len(set(seen)) == len(seen)

@@ -322,7 +322,7 @@ def test_what_has_no_gradient_of_one_patient_is_refused_by_name(words):
     [
         ("needs n, the nominal number", {"n": None}), ("fault='loud' is not known", {"fault": "loud"}),
         ("planted in private training", {"privacy": None, "fault": "no noise"}),
-        ("mixup, adversary, clustering and soft targets", {"mixup": 0.3}),
+        ("mixup, clustering and soft targets", {"mixup": 0.3}),
         ("soft targets", {"targets": np.full((1, N, CLASSES), 1 / 3)}), ("batch_size=20 for n=12", {"batch_size": 20}),
         ("must be below 1/n", {"privacy": Privacy(3.0, delta=0.1)}),
     ],

@@ -1,230 +1,312 @@
+"""What the tables, the page, the card and the README say, on results that were made for it."""
+
 import ast
+import html.parser
+import json
+import pathlib
+import re
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
-from genlib import report, results, study
-from genlib.results import COLUMNS
-from genlib.study import ROOT
+from genlib import report, results
+
+ROOT = pathlib.Path(report.__file__).parent.parent
+REFERENCE = ROOT / "outputs" / "reference"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SIZES = {"A": 90, "B": 10}
+TRAINED = {"cohort": "made up", "network": "mlp", "trainer": "bank", "features": "all genes", "start": "random"}
 
 
-def rows(where, worth, aucs, tpr_high=0.2, recall=0.5):
-    """Rows of one setting: worth and the recall of class C, and for each attack its AUC and its rates."""
-    made = [
-        {
-            **where,
-            "metric": m,
-            "set": "held-out",
-            "group": g,
-            "estimate": value,
-            "low": value - 0.1,
-            "high": value + 0.1,
-        }
-        for m, g, value in (
-            ("accuracy", "all", worth),
-            ("balanced accuracy", "all", worth),
-            ("recall", "C", recall),
-        )
-    ]
-    for attack, value in aucs.items():
-        one = {**where, "attack": attack, "group": "all"}
-        made.append({**one, "metric": "AUC", "estimate": value, "low": value, "high": value})
-        for level in ("0.1", "0.01"):
-            rate = {"estimate": tpr_high - 0.05, "low": 0.0, "high": tpr_high}
-            made.append({**one, "metric": f"TPR at FPR {level}", **rate})
-    return made
+def interval(value, width=0.01):
+    return {"estimate": value, "low": value - width, "high": value + width}
 
 
-def of_04(features, epsilon, *measured, **more):
-    return rows({"notebook": "05_dp_sgd", "features": features, "epsilon": epsilon}, *measured, **more)
+def setting(utility, found, shared="model", weights=None, **where):
+    """Rows of one setting: its utility, and what LiRA finds of everybody and of the classes (and of weights)."""
+    where = TRAINED | {"notebook": "05_dp_sgd", "defense": "none"} | where
+    useful = where | {"shared": shared}
+    rows = [useful | {"metric": name, "group": "all"} | interval(utility) for name in ("accuracy", "balanced accuracy")]
+    rows += [useful | {"metric": "recall", "group": name} | interval(utility) for name in SIZES]
+    for handed, rates in (("answers", found), ("model", weights)):
+        for group, rate in ({} if rates is None else dict(zip(["all", *SIZES], rates, strict=True))).items():
+            of = where | {"shared": handed, "attack": "LiRA" if handed == "answers" else "span", "attacker": "auditor"}
+            n = SIZES.get(group, 100)
+            rows += [of | {"metric": results.FOUND, "group": group, "n_patients": n} | interval(rate)]
+            rows += [of | {"metric": "AUC", "group": group, "n_patients": n} | interval(0.5 + rate)]
+    return rows
 
 
-def of_05(defense, strength, worth, auc, note="", **more):
-    where = {
-        "notebook": "06_defenses",
-        "defense": defense,
-        "features": strength and f"strength {strength}",
-        "note": note,
-    }
-    made = rows(where, worth, {"RMIA": auc}, **more)
-    strongest = [{**row, "set": row.get("set", "strongest")} for row in made]
-    weaker = {**where, "attack": "LiRA", "group": "all", "metric": "AUC", "set": "", "estimate": auc - 0.1}
-    return [*strongest, weaker, {**weaker, "set": "control", "note": "", "estimate": 0.5}]
+def table_of(*settings):
+    return results.tidy(pd.DataFrame([row for rows in settings for row in rows]))
+
+
+def free(name, utility):
+    row = {"notebook": "02_target_model", "cohort": "made up", "network": name, "defense": "none", "shared": "model"}
+    return [row | {"metric": "balanced accuracy", "group": "all"} | interval(utility)]
 
 
 @pytest.fixture
 def table():
-    made = of_04("all genes", np.nan, 0.7, {"loss": 0.6, "trained": 0.65}, tpr_high=0.3)
-    made += of_04("pam50", 3.0, 0.65, {"loss": 0.52, "trained": 0.51}, tpr_high=0.12)
-    made += of_04("pam50", 1.0, 0.5, {"loss": 0.53, "trained": 0.51}, tpr_high=0.11)
-    return pd.DataFrame(made, columns=COLUMNS)
+    """Notebooks 01 to 05: an undefended model that leaks, and a private one that is proven to be within 3 in 100."""
+    first = [{"notebook": "01_cohort", "metric": "patients", "group": g, "estimate": n} for g, n in SIZES.items()]
+    target = setting(0.7, None, notebook="02_target_model")
+    attacked = []
+    for attack, who, rate in (("LiRA", "auditor", 0.3), ("loss threshold", "no shadow models", 0.01)):
+        rows = setting(0.7, [rate, rate, 3 * rate], notebook="03_answers")
+        rows = [row | {"attack": attack, "attacker": who} for row in rows if "attack" in row]
+        same = {results.FOUND: report.GLOBAL}
+        rows += [row | {"metric": same[row["metric"]]} for row in rows if row["metric"] in same]
+        attacked += rows + [row | {"metric": "FPR at the global threshold, FPR 0.01"} for row in rows[-3:]]
+    private = setting(0.65, [0.02, 0.02, 0.2], defense="DP-SGD", epsilon=1.0)
+    private = [row | ({"low": 0.0, "bound": 0.026} if row["metric"] == results.FOUND else {}) for row in private]
+    return table_of(first, target, free("majority class", 0.5), free("published centroids", 0.6), attacked, private,
+                    setting(0.7, [0.3, 0.3, 0.9]))  # fmt: skip
+
+
+def decided(*settings, tolerance=0.03, floor=0.5):
+    (row,) = results.decisions(table_of(*settings), tolerance, floor).to_dict("records")
+    return row["answers"], row["model"], row["why"]
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_setting_that_passes_on_everybody_fails_on_one_class():
+    assert decided(setting(0.7, [0.01, 0.01, 0.3])) == ("fails", "fails", "LiRA finds 30 % of B members")
+    assert decided(setting(0.7, [0.01, 0.01, 0.01]))[0] == "passes"
+
+
+def test_a_setting_below_the_accuracy_floor_is_refused_whatever_its_risk():
+    harmless = setting(0.4, [0.0, 0.0, 0.0], weights=[0.0, 0.0, 0.0])
+    assert decided(harmless) == ("fails", "fails", "balanced accuracy below 50 %")
+    assert decided(harmless, floor=0.395) == ("cannot be told",) * 2 + ("balanced accuracy not surely above 40 %",)
+    assert decided(harmless, floor=0.3)[:2] == ("passes", "passes")
+
+
+def test_a_proven_bound_passes_within_the_tolerance_and_not_above():
+    unsure = [row | {"low": 0.0, "high": 0.3} for row in setting(0.7, [0.02, 0.02, 0.02], epsilon=2.0)]
+    unsure = [row | interval(0.7) if row["metric"] == "balanced accuracy" else row for row in unsure]
+    proven = [row | ({"bound": 0.03} if row["metric"] == results.FOUND else {}) for row in unsure]
+    assert decided(proven) == ("passes", "passes", "proven: at most 3.0 % by any attack")
+    above = [row | ({"bound": 0.034} if "bound" in row else {}) for row in proven]
+    assert decided(above) == ("cannot be told", "cannot be told", "B: cannot be told with 10 patients")
+
+
+def test_a_measurement_above_its_bound_fails_in_spite_of_the_bound():
+    broken = [row | {"bound": 0.02} for row in setting(0.7, [0.5, 0.5, 0.5], epsilon=2.0)]
+    assert decided(broken)[:2] == ("fails", "fails")
+
+
+def test_the_lower_end_is_corrected_for_all_attacks_and_classes():
+    barely = setting(0.7, [0.0415, 0.0415, 0.0415])  # each alone is above 0.03, at 0.0315
+    assert decided(barely)[0] == "cannot be told" and decided(barely, tolerance=0.029)[0] == "fails"
+
+
+def test_a_model_is_judged_by_its_weights_too_and_not_passed_without():
+    answers = [0.0, 0.0, 0.0]
+    assert decided(setting(0.7, answers)) == ("passes", "cannot be told", "its weights were not attacked")
+    assert decided(setting(0.7, answers, weights=answers))[:2] == ("passes", "passes")
+    assert decided(setting(0.7, answers, weights=[0.9] * 3)) == ("passes", "fails", "span finds 90 % of all members")
+
+
+def test_a_defense_that_changes_answers_only_is_never_a_model():
+    assert decided(setting(0.7, [0.0] * 3, shared="answers", defense="rounding", strength=1))[:2] == ("passes", "fails")
+
+
+def test_what_too_few_non_members_stand_behind_cannot_be_told():
+    unmeasured = [row | ({} if row["metric"] != results.FOUND or row["group"] != "B" else interval(np.nan))
+                  for row in setting(0.7, [0.0, 0.0, 0.0])]  # fmt: skip
+    assert decided(unmeasured)[0] == "cannot be told"
+
+
+def test_notebook_04_speaks_of_the_same_setting_in_every_notebook(table):
+    weights = setting(0.7, None, weights=[0.9] * 3, notebook="04_weights")
+    both = pd.concat([table, table_of([row for row in weights if "attack" in row])])
+    undefended = results.one(results.settings(both), defense="none")
+    assert (undefended["attack"], undefended["risk"]) == ("span", 0.9)
+    assert results.one(results.settings(both), defense="DP-SGD")["attack"] == "LiRA"
+
+
+def test_controls_faults_and_the_other_trainer_are_no_settings(table):
+    others = [
+        setting(0.9, [1.0] * 3, control="planted fault", defense="DP-SGD", epsilon=1.0),
+        setting(0.9, [1.0] * 3, trainer="tf-privacy", defense="DP-SGD", epsilon=1.0),
+    ]
+    assert results.settings(pd.concat([table, table_of(*others)])).equals(results.settings(table))
+
+
+def test_settings_are_told_apart_by_network_and_notebook_only_where_needed():
+    settings = [
+        setting(0.7, [0.1] * 3, network="softmax"),
+        setting(0.7, [0.1] * 3),
+        setting(0.7, [0.1] * 3, notebook="06_defenses", defense="L2", strength=0.1),
+        setting(0.7, [0.1] * 3, epsilon=1.0, defense="DP-SGD", features="pam50", start="published centroids"),
+        setting(0.7, [0.1] * 3, epsilon=4.0, defense="DP-SGD", notebook="06_defenses"),
+        setting(0.7, [0.1] * 3, epsilon=4.0, defense="DP-SGD"),
+    ]
+    assert set(results.settings(table_of(*settings))["setting"]) == {
+        "none (softmax)", "none (mlp)", "L2 0.1", "DP-SGD, epsilon 1, pam50, from published centroids",
+        "DP-SGD, epsilon 4 (05)", "DP-SGD, epsilon 4 (06)",
+    }  # fmt: skip
+
+
+def test_the_frontier_is_what_a_loop_finds():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = rng.integers(1, 12)
+        points = pd.DataFrame({"utility": rng.integers(0, 4, n) / 4, "risk": rng.integers(0, 4, n) / 4})
+        points = points.mask(rng.random(points.shape) < 0.1).assign(shared=rng.choice(["model", "answers"], n))
+        naive = []
+        for _, one in points.iterrows():
+            beaten = one[["utility", "risk"]].isna().any()
+            for _, other in points.iterrows():
+                better = other["utility"] > one["utility"] or other["risk"] < one["risk"]
+                as_good = other["utility"] >= one["utility"] and other["risk"] <= one["risk"]
+                beaten |= better and as_good and (other["shared"] == "model" or one["shared"] == "answers")
+            naive.append(not beaten)
+        assert results.frontier(points).tolist() == naive
+
+
+# --- tables and sentences -------------------------------------------------------------------------------------------
+
+
+def test_every_table_begins_with_what_needs_no_patient(table):
+    for made in (report.settings_table(table), report.decision_table(table)):
+        assert made["setting"].tolist()[:2] == ["majority class", "published centroids"]
+    assert report.decision_table(table, floor=0.55)["the model"].tolist() == ["fails", "passes", "passes", "fails"]
+
+
+def test_the_decision_does_not_hang_on_the_order_of_the_results():
+    tied = table_of(*[setting(0.7, [0.0] * 3, defense="class only", strength=i) for i in range(30)])
+    assert report.decision_table(tied).equals(report.decision_table(tied.iloc[::-1]))
+
+
+def test_more_tolerance_never_lets_fewer_pass(table):
+    passing = [(results.decisions(table, t)[["answers", "model"]] == "passes").sum().sum() for t in (0, 0.02, 0.03, 1)]
+    assert passing == sorted(passing) and passing[0] == 0 < passing[-1]
+
+
+def test_the_answer_quotes_the_results(table):
+    said = report.answer(table)
+    assert "balanced accuracy of 70 % (69 to 71)" in said[0] and "published centroids 60 % (59 to 61)" in said[0]
+    assert "finds 1.0 % (0.0 to 2.0)" in said[1] and "(LiRA) finds 30 % (29 to 31)" in said[1]
+    assert "Most exposed is B (10 patients): 90 % (89 to 91)" in said[2]
+    assert said[3].startswith("Of 2 ways to train a model 1 may be shared") and "1 may not" in said[3]
+    assert "DP-SGD, epsilon 1, balanced accuracy 65 %" in said[4] and "proven: at most 2.6 %" in said[4]
+    assert report.summary(table).splitlines() == said
+
+
+def test_a_target_that_did_not_learn_is_not_called_safe(table):
+    for utility, said in ((0.705, False), (0.8, True)):
+        linear = table_of([row | {"trainer": "scikit-learn"} for row in free("linear model", utility)])
+        answer = report.answer(pd.concat([table, linear]))
+        assert any("did not learn what can be learned" in sentence for sentence in answer) == said
+
+
+def test_a_class_is_shown_with_the_share_of_its_own_non_members(table):
+    row = report.class_table(table).set_index("class").loc["B"]
+    assert row[["patients", "found by LiRA"]].tolist() == [10, "90 % (89 to 91)"]
+    assert row["its non-members accused by LiRA"] == "90.0 % (89.0 to 91.0)"
+
+
+# --- page and card --------------------------------------------------------------------------------------------------
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, and sees that they are closed in their order."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(path.read_text())
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "link", "br", "hr", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
 
 
 @pytest.fixture
-def both(table):
-    made = of_05("none", "", 0.69, 0.7, tpr_high=0.3)
-    made += of_05("L2", "0.1", 0.66, 0.6, tpr_high=0.15)
-    made += of_05("DP-SGD", "epsilon 4", 0.6, 0.55, tpr_high=0.1)
-    made += of_05("class only", "", 0.69, 0.51, note="hides only", tpr_high=0.1)
-    made += of_05("rounding", "1 decimals", 0.68, 0.6, note="hides only", tpr_high=0.2)
-    return pd.concat([table, pd.DataFrame(made, columns=COLUMNS)])  # as notebook 08 does it, with repeated index
+def run(table, tmp_path):
+    for name, part in table.groupby("notebook"):
+        results.record(tmp_path, name, part)
+    results.merge(tmp_path)
+    manifest = {
+        "environment": {"time": "today", "git_commit": "abc", "versions": {}}, "results": {"sha256": "123"},
+        "run": {"profile": "smoke", "parameters": {"tolerance": 0.03, "floor": 0.5}}, "cohort": {"name": "made up"},
+        "05_dp_sgd": {"nominal members": 50, "delta": 1e-5, "statements": {"DP-SGD, epsilon 1": "a promise in words"}},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    outputs = [{"image/png": "iVBORw0KGgo=", "text/plain": "figure"}, {WIDGET: {}, "text/plain": "100%"}]
+    outputs = [nbformat.v4.new_output("display_data", output) for output in outputs]
+    for name in ("01_cohort", "09_report"):
+        cells = [nbformat.v4.new_markdown_cell("# Who are <they>?\n\n## Section"),
+                 nbformat.v4.new_code_cell("secret = 1", outputs=outputs)]  # fmt: skip
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+    return tmp_path
 
 
-def on_frontier(points):
-    return set(points.loc[points["frontier"], "setting"])
+def test_the_page_is_whole_without_code_and_asks_no_network(run):
+    assert report.write(run) == []
+    for path in (run / "index.html", run / "html" / "01_cohort.html"):
+        page = Reader(path)
+        assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+        sources = [a["src"] for _, a in page.tags if "src" in a]
+        assert sources and all(source.startswith("data:") for source in sources)
+        assert [a["alt"] for tag, a in page.tags if tag == "img"] == ["Figure: Section"]
+        assert dict(page.tags)["html"]["lang"] == "en"
+        assert ("secret" in "".join(page.text)) == (path.name != "index.html")
+    page = Reader(run / "index.html")
+    links = [a["href"] for tag, a in page.tags if tag == "a" and not a["href"].startswith("#")]
+    assert links == ["html/01_cohort.html", "html/09_report.html"] and all((run / link).exists() for link in links)
+    assert "Who are <they>?" in "".join(page.text) and '"sha256": "123"' in "".join(page.text)
 
 
-def test_every_setting_is_judged_by_the_attack_that_finds_most(both):
-    attacks = report.settings_table(both)["best attack"].tolist()
-    assert attacks == ["trained", "loss", "loss", *["RMIA"] * 5]
+def test_a_run_that_is_not_complete_says_what_is_missing(run):
+    (run / "09_report.ipynb").unlink()
+    results.select(results.read(run / "results.csv"), notebook="01_cohort").to_csv(run / "results.csv", index=False)
+    lacking = report.write(run)
+    assert (
+        lacking[0] == "index.html has no answer: 09_report was not run" and "no risk card: a card needs" in lacking[1]
+    )
+    assert lacking[0] in "".join(Reader(run / "index.html").text) and not (run / "risk_card.md").exists()
 
 
-def test_every_setting_says_where_it_comes_from_what_it_promises_and_what_is_shared(both):
-    said = report.settings_table(both).set_index("setting")[["from notebook", "promise", "what is shared"]]
-    assert said.loc["pam50: epsilon 3"].tolist() == ["04", "epsilon 3", "model"]
-    assert said.loc["DP-SGD: epsilon 4"].tolist() == ["05", "epsilon 4", "model"]
-    assert said.loc["L2: 0.1"].tolist() == ["05", "none", "model"]
-    assert said.loc["class only (hides only)"].tolist() == ["05", "none", "answers only"]
+def test_the_card_is_of_the_model_that_passes_and_says_what_to_do(run):
+    report.write(run)
+    card, words = json.loads((run / "risk_card.json").read_text()), (run / "risk_card.md").read_text()
+    assert card["recipe"]["setting"] == "DP-SGD, epsilon 1" and card["verdict"]["model"] == "passes"
+    assert card["guarantee"] == {"epsilon": 1, "delta": 1e-5, "members_found_at_most": 0.026,
+                                 "statement": "a promise in words"}  # fmt: skip
+    assert card["by_class"]["B"]["patients"] == 10 and card["profile"] == "smoke"
+    assert "This recipe passes: proven: at most 2.6 % by any attack." in words
+    assert (
+        "published centroids: balanced accuracy 60 % (59 to 61)." in words and "| B | 10 | 65 % (64 to 66) |" in words
+    )
+    assert "weights of this study must not leave" in words and "profile smoke" in words
 
 
-def test_the_planted_fault_and_the_control_are_no_settings(both):
-    fault = {"notebook": "05_dp_sgd", "features": "all genes", "epsilon": 1.0, "set": "fault", "metric": "AUC"}
-    both = pd.concat([both, pd.DataFrame([fault], columns=COLUMNS)])
-    assert len(report.settings(both)) == 8
-    assert not any((one.rows["set"] == "control").any() for one in report.settings(both))
+def test_where_nothing_passes_the_card_says_so_of_the_strictest_promise(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["run"]["parameters"]["tolerance"] = 0.001
+    card = report.card(results.read(run / "results.csv"), manifest)
+    assert card["recipe"]["setting"] == "DP-SGD, epsilon 1" and card["verdict"]["model"] != "passes"
 
 
-def test_a_setting_beaten_on_both_counts_is_off_the_frontier(table):
-    assert on_frontier(report.frontier_points(table, "balanced accuracy", "AUC")) == {
-        "all genes: none",
-        "pam50: epsilon 3",
-    }
-
-
-def test_a_defense_that_only_hides_beats_no_model(both):
-    # By numbers alone "class only" (0.69, 0.51) beats everything but the undefended training on all genes (0.70, 0.65).
-    assert on_frontier(report.frontier_points(both, "balanced accuracy", "AUC")) == {
-        "all genes: none",
-        "L2: 0.1",
-        "pam50: epsilon 3",
-        "class only (hides only)",
-    }
-
-
-def test_a_model_beats_what_only_hides(both):
-    both.loc[both["defense"].eq("L2") & both["set"].eq("held-out"), "estimate"] = 0.68
-    points = report.frontier_points(both[both["defense"] != "class only"], "balanced accuracy", "AUC")
-    # The same worth and the same risk: neither beats the other.
-    assert "rounding: 1 decimals (hides only)" in on_frontier(points)
-    both.loc[both["defense"].eq("L2") & both["set"].eq("held-out"), "estimate"] = 0.685
-    points = report.frontier_points(both[both["defense"] != "class only"], "balanced accuracy", "AUC")
-    assert "rounding: 1 decimals (hides only)" not in on_frontier(points)
-
-
-def test_what_cannot_be_measured_is_not_on_the_frontier_and_beats_nothing(table):
-    best = table["features"].eq("pam50") & table["epsilon"].eq(3)
-    table.loc[best & table["metric"].eq("balanced accuracy"), ["estimate", "low", "high"]] = np.nan
-    assert on_frontier(report.frontier_points(table, "balanced accuracy", "AUC")) == {
-        "all genes: none",
-        "pam50: epsilon 1",
-    }
-
-
-def test_the_frontier_and_the_undefended_trainings_are_named(both):
-    points = report.frontier_points(both, "balanced accuracy", "AUC")
-    assert set(points.loc[points["baseline"], "label"]) == {"all genes: none (04)", "none (05)"}
-    assert (points["labeled"] == (points["frontier"] | points["baseline"])).all()
-    assert points["setting"].tolist() == report.settings_table(both)["setting"].tolist()
-
-
-def test_of_a_class_only_the_attacks_count_that_were_measured_on_it(table):
-    within = table[(table["metric"] == "AUC") & (table["attack"] == "trained")].assign(group="C", estimate=0.9)
-    points = report.frontier_points(pd.concat([table, within]), "recall", "AUC", group="C")
-    assert points["attack"].tolist() == ["trained"] * 3
-    assert points["y"].tolist() == [0.9] * 3
-    with pytest.raises(LookupError, match="no attack was measured on the group 'D'"):
-        report.frontier_points(table, "recall", "AUC", group="D")
-
-
-def test_results_that_do_not_say_what_only_hides_are_refused(both):
-    with pytest.raises(ValueError, match="run the notebook again"):
-        report.decision_table(both.assign(note=""), 0.15, "C")
-
-
-def test_a_setting_passes_when_the_upper_end_of_its_interval_does(table):
-    decision = report.decision_table(table, 0.15, "C").set_index("setting")
-    assert decision["passes"].to_dict() == {
-        "all genes: none": "no",
-        "pam50: epsilon 3": "yes",
-        "pam50: epsilon 1": "yes",
-    }
-
-
-@pytest.mark.parametrize("tolerance, verdict", [(0.12, "yes"), (0.1199, "no")])
-def test_the_tolerance_itself_is_still_tolerated(table, tolerance, verdict):
-    decision = report.decision_table(table, tolerance, "C").set_index("setting")
-    assert decision.loc["pam50: epsilon 3", "passes"] == verdict
-
-
-def test_what_only_hides_never_passes_for_the_model(both):
-    decision = report.decision_table(both, 1.0, "C")
-    hides = decision["setting"].str.endswith("(hides only)")
-    assert hides.sum() == 2 and set(decision.loc[hides, "passes"]) == {"for answers only"}
-    assert set(decision.loc[~hides, "passes"]) == {"yes"}
-    strict = report.decision_table(both, 0.15, "C").set_index("setting")["passes"]
-    assert strict["class only (hides only)"] == "for answers only"
-    assert strict["rounding: 1 decimals (hides only)"] == "no"
-
-
-def test_what_cannot_be_measured_does_not_pass(both):
-    both.loc[both["metric"].str.startswith("TPR"), ["estimate", "low", "high"]] = np.nan
-    decision = report.decision_table(both, 1.0, "C")
-    assert set(decision["passes"]) == set(decision["members recognized of 100"]) == {"not measurable"}
-
-
-def test_the_decision_says_recall_and_members_of_a_hundred(table):
-    row = report.decision_table(table, 0.15, "C").iloc[0]
-    assert row["recall of C"] == "50 % (40 to 60)"
-    assert row["members recognized of 100"] == "25.0 (0.0 to 30.0)"
-
-
-def test_the_most_useful_setting_comes_first(table):
-    decision = report.decision_table(table, 1.0, "C")
-    assert decision["setting"].tolist() == ["all genes: none", "pam50: epsilon 3", "pam50: epsilon 1"]
-
-
-def test_the_undefended_trainings_stand_side_by_side_with_their_members(both):
-    both.loc[both["notebook"] == "05_dp_sgd", "n_patients"] = 100
-    both.loc[both["notebook"] == "06_defenses", "n_patients"] = 81
-    found = report.baselines(both, "C")
-    assert found["from notebook"].tolist() == ["04", "05"]
-    assert found["members of a model, about"].tolist() == [50, 40]
-
-
-def test_exposure_of_a_class_falls_back_on_what_can_be_measured(table):
-    of_class = table[(table["metric"] == "AUC") & (table["attack"] == "trained")].assign(group="C")
-    shared = of_class.assign(metric="TPR at the global threshold, FPR 0.01", estimate=np.nan)
-    exposed = report.exposure_table(pd.concat([table, of_class, shared]), "C").iloc[0]
-    assert exposed["members recognized"] == "not measurable"
-    assert exposed["AUC within the class"] == "0.65 (0.65 to 0.65)"
-
-
-def test_the_summary_needs_notebook_04_alone(table):
-    shown = report.summary(table).splitlines()
-    assert len(shown) == 2 + 3 and "from notebook" not in shown[1]
-
-
-def test_one_refuses_none_and_several(table):
-    with pytest.raises(LookupError, match="0 rows"):
-        report.one(table, metric="no such metric")
-    with pytest.raises(LookupError, match="6 rows"):
-        report.one(table, metric="AUC")
-
-
-def test_no_privacy_is_asked_for_by_none(table):
-    assert set(report.select(table, epsilon=None)["features"]) == {"all genes"}
+# --- the reference --------------------------------------------------------------------------------------------------
 
 
 def test_the_readme_says_what_the_reference_run_found(monkeypatch):
@@ -233,17 +315,25 @@ def test_the_readme_says_what_the_reference_run_found(monkeypatch):
     assert report.readme(text, "outputs/reference") == text
 
 
-def test_the_order_of_the_decision_table_does_not_hang_on_the_order_of_the_results():
-    # Masked answers are worth the same; an unstable sort of so many ties differs between processors.
-    table = results.read(ROOT / "outputs" / "reference" / "results.csv")
-    masked = report.select(table, notebook="06_defenses", defense="class only")
-    table = pd.concat([table, *(masked.assign(defense=f"class only {i}") for i in range(20))], ignore_index=True)
-    rarest = report.rarest_class(table)
-    found = report.decision_table(table, 0.03, rarest)
-    assert not found[["setting", "from notebook"]].duplicated().any()
-    worth = found["balanced accuracy"].value_counts()
-    assert worth.max() > 16  # what a quicksort leaves to a stable sort
-    assert found.equals(report.decision_table(table.iloc[::-1], 0.03, rarest))
+class TestTheReference:
+    def test_it_is_whole_and_small_and_names_nobody(self):
+        files = [path for path in REFERENCE.rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 15e6
+        wanted = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"10_across_cohorts"}
+        assert {path.stem for path in REFERENCE.glob("*.ipynb")} == wanted
+        assert {path.stem for path in (REFERENCE / "html").iterdir()} == wanted
+        for path in files:
+            text = path.read_text()
+            assert not re.search(r"TCGA-\w\w-\w{4}|/home/|/root/|/tmp/(?!ipykernel)|/Users/", text), path
+        for name in wanted:
+            cells = nbformat.read(REFERENCE / f"{name}.ipynb", as_version=4).cells
+            assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
+
+    def test_its_card_is_the_one_that_its_results_give(self):
+        manifest = json.loads((REFERENCE / "manifest.json").read_text())
+        assert manifest["results"]["sha256"] == results.file_digest(REFERENCE / "results.csv")
+        made = report.card(results.read(REFERENCE / "results.csv"), manifest)
+        assert json.loads(json.dumps(made)) == json.loads((REFERENCE / "risk_card.json").read_text())
 
 
 def calls(text):
@@ -255,7 +345,7 @@ def calls(text):
 
 
 @pytest.mark.parametrize(
-    "path", [*(ROOT / "genlib").glob("*.py"), *study.NOTEBOOKS.glob("*.ipynb")], ids=lambda p: p.name
+    "path", [*(ROOT / "genlib").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")], ids=lambda p: p.name
 )
 def test_every_order_is_that_of_a_stable_sort(path):
     text = path.read_text()

@@ -1,12 +1,14 @@
 """Results as files: what a kill, a full disk or another order of the notebooks must not change."""
 
 import errno
+import itertools
 import json
 import pathlib
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from genlib import results
 
@@ -220,7 +222,7 @@ def test_random_floats_come_back_bit_for_bit_from_the_merged_file(tmp_path):
     np.testing.assert_array_equal(results.read(tmp_path / "results.csv")["estimate"], values)
 
 
-@pytest.mark.parametrize("column", ["defense", "group", "cohort", "note"])
+@pytest.mark.parametrize("column", ["defense", "group", "cohort", "start"])
 @pytest.mark.parametrize("word", ["none", "None", "NA", "nan", "NULL", "007", "1.0", "a, b", 'a "b"', "a\nb", "", "é"])
 def test_a_word_stays_the_word_that_it_is(tmp_path, column, word):
     results.record(tmp_path, "02_a", rows("accuracy", **{column: word}))
@@ -235,7 +237,7 @@ def test_a_count_that_is_missing_stays_missing_and_the_others_stay_whole(tmp_pat
 
 
 def test_what_is_recorded_is_what_is_read(tmp_path):
-    recorded = results.record(tmp_path, "02_a", [rows("a", epsilon=1.0), rows("b", note="none")], cohort="simulated")
+    recorded = results.record(tmp_path, "02_a", [rows("a", epsilon=1.0), rows("b", start="none")], cohort="simulated")
     pd.testing.assert_frame_equal(results.load(tmp_path, "02_a"), recorded)
     assert list(recorded.columns) == results.COLUMNS
 
@@ -252,8 +254,9 @@ def test_a_notebook_replaces_its_own_earlier_rows_and_no_others(tmp_path):
     ("table", "said"),
     [
         (rows("a", acuracy=1.0), "'acuracy'"),
+        (rows("a", note="not measurable"), "'note'"),
         (rows("a", "a"), "repeated"),
-        (rows("a", "a", low=[0.1, 0.2], n_patients=[1, 2], note=["x", "y"]), "repeated"),
+        (rows("a", "a", low=[0.1, 0.2], n_patients=[1, 2], bound=[0.1, 0.2]), "repeated"),
         ([rows("a"), rows("b"), rows("a")], "repeated"),
         (rows("a", "a", epsilon=[None, None]), "repeated"),
         (rows("a", None), "no metric"),
@@ -269,11 +272,9 @@ def test_a_table_is_refused_that_cannot_be_told_apart_later(tmp_path, table, sai
     assert results.load(tmp_path)["metric"].tolist() == ["kept"]
 
 
-@pytest.mark.parametrize(
-    "column", ["cohort", "features", "defense", "epsilon", "attack", "set", "group", "threat_model"]
-)
+@pytest.mark.parametrize("column", sorted({*results.KEYS} - {"notebook", "metric"}))
 def test_rows_that_differ_in_one_setting_are_not_repeated(tmp_path, column):
-    values = [1.0, 3.0] if column == "epsilon" else ["a", "b"]
+    values = [1.0, 3.0] if column in results.NUMBERS else ["a", "b"]
     assert len(results.record(tmp_path, "02_a", rows("m", "m", **{column: values}))) == 2
 
 
@@ -300,6 +301,41 @@ def test_merging_twice_gives_the_same_file(tmp_path):
 def test_missing_results_say_which_command_makes_them(tmp_path, notebook, start):
     with pytest.raises(FileNotFoundError, match=f"run_all.sh --from {start}"):
         results.load(tmp_path, notebook)
+
+
+# --- several runs ---------------------------------------------------------------------------------------------------
+
+
+def test_seeds_of_one_cohort_count_once_and_do_not_narrow_its_interval(tmp_path):
+    for number, (cohort, seed, value) in enumerate([("brca", 0, 0.8), ("brca", 1, 0.9), ("lgg", 0, 0.7)]):
+        folder = tmp_path / str(number)
+        results.record(
+            folder, "03_a", rows("AUC", low=value - 0.1, high=value + 0.1, cohort=cohort).assign(estimate=value)
+        )
+        results.update_manifest(folder, "run", {"parameters": {"seed": seed, "network": "mlp"}})
+    table = results.load_runs(sorted(tmp_path.iterdir()))
+    assert table["seed"].tolist() == [0, 1, 0]
+    pooled = results.pooled(table, ["run", "metric"]).set_index("run")
+    assert pooled["estimate"].round(9).to_dict() == {"brca, mlp": 0.85, "lgg, mlp": 0.7}
+    assert (pooled["high"] - pooled["low"]).round(9).tolist() == [0.2, 0.2]
+
+
+def test_rank_correlation_of_one_group_is_spearmans_and_its_p_that_of_all_orders():
+    x, y = np.random.default_rng(1).normal(size=(2, 6))
+    coefficient, p = results.rank_correlation(x, y, np.zeros(6), n_draws=5000)
+    assert coefficient == pytest.approx(spearmanr(x, y)[0])
+    all_orders = [abs(spearmanr(x, y[list(order)])[0]) for order in itertools.permutations(range(6))]
+    exact = np.mean(np.array(all_orders) >= abs(coefficient) - 1e-12)
+    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 5000) + 1e-4)
+
+
+def test_cohorts_that_differ_as_a_whole_make_no_correlation():
+    groups = np.repeat([0, 1], 20)
+    x, y = np.random.default_rng(2).normal(size=(2, 40)) + 10 * groups
+    assert spearmanr(x, y)[0] > 0.7
+    assert results.rank_correlation(x, y, groups)[1] > 0.05
+    assert np.isnan(results.rank_correlation(np.arange(2.0), np.arange(2.0), np.arange(2))[0])
+    assert results.rank_correlation(np.ones(4), np.arange(4.0), np.zeros(4))[1] == 1.0
 
 
 # --- the manifest ---------------------------------------------------------------------------------------------------
