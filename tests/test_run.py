@@ -15,9 +15,9 @@ import pandas as pd
 import papermill
 import psutil
 import pytest
-import test_matrices
+import test_readers
 
-from genlib import panels, results, run
+from genlib import features, results, run
 from genlib.__main__ import parse
 
 
@@ -371,13 +371,13 @@ def test_files_of_ones_own_go_from_the_first_notebook_to_the_last(names, here):
 
 @pytest.mark.slow
 def test_a_study_folder_as_downloaded_runs_with_its_path_and_label_only(names, tmp_path):
-    genes = panels.read("pam50")
-    values = 2 ** np.random.default_rng(0).normal(8, 2, (50, test_matrices.N))
-    test_matrices.study(tmp_path / "thca_tcga", values, genes, range(1, 51))
+    genes = features.read_panel("pam50")
+    values = 2 ** np.random.default_rng(0).normal(8, 2, (50, len(test_readers.SAMPLES)))
+    test_readers.study(tmp_path / "thca_tcga", values, genes)
     finish(f"--cohort {tmp_path}/thca_tcga --label SUBTYPE --panel pam50 --only 01 --run {names[0]}")
     table = results.load(run.OUTPUTS / names[0], "01_cohort")
     everybody = table[table["group"] == "all"].set_index(["metric", "features"])["estimate"]
-    assert everybody["patients", ""] == test_matrices.N
+    assert everybody["patients", ""] == len(test_readers.SAMPLES)
     assert everybody["genes", "all genes"] == everybody["genes", "pam50"] == 50
 
 
