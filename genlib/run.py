@@ -497,8 +497,8 @@ def execute(notebook, chosen, folder, fingerprint):
         raise RunError(f"{notebook} failed in cell {error.cell_index}: {said}; {where}") from None
     except RuntimeError as error:  # DeadKernelError is one, and what comes before a kernel answers
         raise RunError(
-            f"{notebook}: its process was killed ({error}), perhaps by the system for lack of memory; free some, or take "
-            "a smaller profile or cohort, and give the same command again: what was finished is kept"
+            f"{notebook}: its process was killed ({error}), perhaps by the system for lack of memory; free some, or "
+            "take a smaller profile or cohort, and give the same command again: what was finished is kept"
         ) from None
     seconds = time.perf_counter() - start
     _join_streams(partial)
