@@ -28,7 +28,6 @@ import pandas as pd
 import papermill
 import psutil
 import scipy.stats
-from nbclient.exceptions import DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from genlib import cohorts, features, report, results
@@ -496,10 +495,10 @@ def execute(notebook, chosen, folder, fingerprint):
         said = " ".join(f"{error.ename}: {error.evalue}".split())
         where = f"the notebook as far as it came: {os.path.relpath(failed)}"
         raise RunError(f"{notebook} failed in cell {error.cell_index}: {said}; {where}") from None
-    except DeadKernelError:
+    except RuntimeError as error:  # DeadKernelError is one, and what comes before a kernel answers
         raise RunError(
-            f"{notebook}: its process was killed, perhaps by the system for lack of memory; free some, or take a "
-            "smaller profile or cohort, and give the same command again: what was finished is kept"
+            f"{notebook}: its process was killed ({error}), perhaps by the system for lack of memory; free some, or "
+            "take a smaller profile or cohort, and give the same command again: what was finished is kept"
         ) from None
     seconds = time.perf_counter() - start
     _join_streams(partial)
