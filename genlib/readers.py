@@ -91,6 +91,8 @@ class Options:
         if size is None or not size.isdigit() or int(size) < 2:
             raise ValueError(f"min_class_size={self.min_class_size!r} must be a whole number of at least 2")
         self.min_class_size = int(size)
+        drop = self.drop_constant_genes
+        self.drop_constant_genes = {"true": True, "false": False}.get(str(drop).lower(), drop)
         choices = {"several": ("refuse", "first", "mean"), "unmatched": ("refuse", "drop")}
         choices |= {"units": (None, "linear", "log2"), "drop_constant_genes": (False, True)}
         for field, known in choices.items():

@@ -17,6 +17,8 @@ import json
 import os
 import pathlib
 import platform
+import re
+import shlex
 import shutil
 import sys
 import time
@@ -41,7 +43,8 @@ ACROSS = "10_across_cohorts"  # reads several runs
 # DP-SGD needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
 WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 # Options that say how one's own file is read, and those of any cohort, by what they are like.
-OF_FILES = {"label": "", "clinical": "", "patient": "", "several": "", "units": "", "ignore": [""], "missing": [""]}
+WORDS = ("label", "clinical", "patient", "sample", "site", "several", "unmatched", "units", "layer")
+OF_FILES = {**dict.fromkeys((*WORDS, "drop_constant_genes"), ""), "ignore": [""], "missing": [""]}
 OF_COHORTS = {**OF_FILES, "drop_classes": [""], "min_class_size": 10}
 OF_SIMULATED = tuple(inspect.signature(cohorts.simulate).parameters)
 PATHS = ("cohort", "clinical", "panel", "network")  # may name a file, also FILE.gmt#SET or FILE.py:FUNCTION
@@ -148,6 +151,24 @@ def _refuse_unknown(found, known, where):
     unknown = [name for name in found if name not in known]
     if unknown:
         raise OptionError(f"{where}: unknown option '{unknown[0]}'; known are {', '.join(sorted(known))}")
+
+
+def _typed(said):
+    """Write options of `cohorts.load` as they are typed on the command line.
+
+    Examples
+    --------
+    >>> _typed("leave it out with ignore=['age', 'os days'], or pass units='linear'")
+    "leave it out with --ignore age 'os days', or pass --units linear"
+    """
+    names, value = "|".join(OF_COHORTS), r"\[(?:'[^']*'(?:, )?)*\]|'[^']*'|\d+|True"
+
+    def flag(found):
+        words = ast.literal_eval(found[2])
+        words = words if isinstance(words, list) else [words]
+        return " ".join([f"--{found[1].replace('_', '-')}", *(shlex.quote(str(word)) for word in words)])
+
+    return re.sub(rf"\b({names})=({value})", flag, said)
 
 
 def _as(like, value, where):
@@ -492,7 +513,7 @@ def execute(notebook, chosen, folder, fingerprint):
         )
     except papermill.PapermillExecutionError as error:
         os.replace(partial, failed)
-        said = " ".join(f"{error.ename}: {error.evalue}".split())
+        said = _typed(" ".join(f"{error.ename}: {error.evalue}".split()))
         where = f"the notebook as far as it came: {os.path.relpath(failed)}"
         raise RunError(f"{notebook} failed in cell {error.cell_index}: {said}; {where}") from None
     except RuntimeError as error:  # DeadKernelError is one, and what comes before a kernel answers
