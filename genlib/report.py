@@ -230,13 +230,23 @@ def answer(table, tolerance=0.03, floor=0.5):
     answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
     overall = results.select(answers, group="all", metric=results.FOUND)
     lira, loss = (results.one(overall, attack=name) for name in ("LiRA", "loss threshold"))
-    classes = results.select(answers, attack="LiRA", metric=GLOBAL).dropna(subset=["estimate"])
+    of_weights = results.select(table, notebook="04_weights", network=useful["network"], start="random", control="")
+    of_weights = results.select(of_weights, attacker="no shadow models", attack="span")
+    classes = pd.concat(
+        [results.select(answers, attack="LiRA", metric=GLOBAL), results.select(of_weights, metric=GLOBAL)]
+    )
+    classes = classes.dropna(subset=["estimate"])
     sentences = [
         f"The undefended {useful['network']} has a balanced accuracy of {percent(useful)} on {useful['n_patients']} "
         f"patients; classifiers that no patient trained: {free}.",
         f"Where 1 non-member in 100 is accused, one threshold on the loss finds {percent(loss, 1)} of its members; an "
         f"attacker with models of their own (LiRA) finds {percent(lira)}.",
     ]
+    span = results.select(of_weights, group="all", metric=results.FOUND)
+    if len(span):
+        sentences.append(
+            f"Who holds the model itself and no other reads {percent(span.iloc[0])} of them off its weights."
+        )
     linear = results.select(table, notebook="02_target_model", network="linear model", metric="balanced accuracy")
     if (linear["estimate"] > useful["high"]).any():
         sentences.append(
@@ -245,7 +255,9 @@ def answer(table, tolerance=0.03, floor=0.5):
         )
     if len(classes):
         first = classes.loc[classes["estimate"].idxmax()]
-        sentences.append(f"Most exposed is {first['group']} ({first['n_patients']} patients): {percent(first)} found.")
+        where = "its weights" if first["shared"] == "model" else "its answers"
+        found = f"{percent(first)} found by {where}"
+        sentences.append(f"Most exposed is {first['group']} ({first['n_patients']} patients): {found}.")
     return [*sentences, *_what_passes(results.decisions(table, tolerance, floor), tolerance, floor)]
 
 
