@@ -290,15 +290,16 @@ def fit(model, x, labels, members, m=0, **options):
     return _model_again(_job(model, x, labels, members, **options), m)
 
 
-def _job(model, x, labels, members, *, epochs, batch_size, seed, privacy=None, n=None, fault=None, **options):
+def _job(model, x, labels, members, **options):
     """Check all that a training depends on, and choose its form."""
     x = np.ascontiguousarray(x, K.backend.floatx())
+    privacy, n, fault = (options.pop(name, None) for name in ("privacy", "n", "fault"))
     if options.get("class_weight") is not None:
         options["class_weight"] = np.asarray(options["class_weight"], x.dtype)
     if isinstance(options.get("clustering"), dict):
         options["clustering"] = Clustering(**options["clustering"])  # as profiles have it
-    plan = _plan(privacy, n, epochs, batch_size, fault)
-    job = _Job(model, x, np.asarray(labels), np.asarray(members), epochs, batch_size, seed, plan=plan, **options)
+    plan = _plan(privacy, n, options["epochs"], options["batch_size"], fault)
+    job = _Job(model, x, np.asarray(labels), np.asarray(members), plan=plan, **options)
     _check(job)
     return dataclasses.replace(job, form=_form(job))
 
