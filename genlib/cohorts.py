@@ -244,7 +244,7 @@ def _choose_classes(source, cohort, options):
     return Cohort(cohort.name, data)
 
 
-FEWEST = 4  # patients of a class, so that each half of a split has two
+FEWEST = 10  # patients of a class with which all notebooks run: some are reserved, and split
 
 
 def _build(name, parts, provenance, default=None):
@@ -318,11 +318,7 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0, gene_levels=1.0):
     expression = mean + loading * activity[:, module] + rng.normal(0, 0.8, (n_patients, n_genes))
     genes = features.read_panel("pam50")[: min(50, n_genes)]
     genes += [f"SIM{g:05d}" for g in range(len(genes), n_genes)]
-    provenance = {
-        "source": f"simulated with seed {seed}",
-        "license": "none needed",
-        "limits": "not real patients",
-    }
+    provenance = {"source": f"simulated with seed {seed}", "license": "none needed", "limits": "not real patients"}
     names = np.array([f"class {chr(65 + k)}" if k < 26 else f"class {k}" for k in range(n_classes)])
     obs = pd.DataFrame({"label": names[labels], "site": rng.integers(0, 8, n_patients)})
     parts = readers.Parts(pathlib.Path("simulated"), expression, obs, genes)
@@ -408,10 +404,9 @@ def _registered(name, entry, options):
     """Read a cohort of the registry: an expression table or matrix, and labels in it or in a clinical table."""
     print(f"{name}: license {entry['license']}")
     with tempfile.TemporaryDirectory() as scratch:
-        scratch = pathlib.Path(scratch)
-        path = _fetched(name, entry.get("expression") or entry["aliquots"], scratch / "expression")
+        path = _fetched(name, entry.get("expression") or entry["aliquots"], pathlib.Path(scratch, "expression"))
         if "clinical" in entry:
-            clinical = _fetched(name, entry["clinical"], scratch / "clinical")
+            clinical = _fetched(name, entry["clinical"], pathlib.Path(scratch, "clinical"))
             chosen = dataclasses.replace(options, sample=options.sample or options.patient, patient=None)
             parts = readers.read_matrix(path, clinical, chosen)
         else:

@@ -540,7 +540,7 @@ MATRICES = {
 }  # fmt: skip
 FILES = {
     "scaled h5ad": (lambda f: h5ad(f, **LAYERS), "give the values before that step, as layer='log2'", N),
-    "donors twice": (lambda f: h5ad(f, obs=PAIRS), "column 'donor_id' names 18 patients for 36 samples", 18),
+    "donors twice": (lambda f: h5ad(f, obs=PAIRS) | {"min_class_size": 6}, "'donor_id' names 18 patients for 36", 18),
     "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "columns with text: patient, subtype", None),
     "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds the class", None),
     "genes in rows, a patient twice": (lambda f: a_table(f, rows=[list(r) for r in zip(*rows_of(table()), strict=True)],
