@@ -853,7 +853,7 @@ def compare(table, reference, same):
 
     Examples
     --------
-    >>> row = pd.DataFrame({name: [""] for name in results.COLUMNS} | {"estimate": 0.5, "low": 0.4, "high": 0.6})
+    >>> row = results.tidy(pd.DataFrame({"metric": ["AUC"], "estimate": 0.5, "low": 0.4, "high": 0.6}))
     >>> compare(row.assign(estimate=0.55), row, same=False).empty
     True
     >>> compare(row.assign(estimate=0.55), row, same=True)["why"].tolist()

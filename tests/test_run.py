@@ -111,7 +111,7 @@ WRONG = {
     "--cohort own.csv --label kind --clinical none.tsv": "there is no clinical table 'none.tsv'",
     "--cohort own.csv --label kind --min-class-size few": "min_class_size: 'few' cannot be; write it like 10",
     "--label kind": "cohort 'simulated' is known and takes no label",
-    "--panel pam5": "unknown panel 'pam5'; known panels: pam50",
+    "--panel pam5": "unknown panel 'pam5': there is no file",
     "--panel genes.gmt": "choose one of the 2 gene sets of genes.gmt",
     "--network forest": "unknown network 'forest'; choose cnn, deeptype, mlp, softmax, or a function of your own",
     "--network own": "unknown network 'own'",
@@ -419,7 +419,7 @@ def test_a_failed_run_is_named_at_the_end_and_does_not_stop_the_others(names, he
         assert done.returncode == 1 and "1 of 2 runs failed" in problems and "01_cohort failed in cell" in problems
         assert "1 of 40 columns reach more than 40" in problems
         assert [name.split("-")[0] for name in table.index[table == "finished"]] == ["own"] and len(table) == 2
-        assert len(results.load(folder, "10_across_cohorts")) == 4
+        assert set(results.load(folder, "10_across_cohorts")["cohort"]) == {"own"}
     finally:
         for name in table.index:
             shutil.rmtree(run.OUTPUTS / name, ignore_errors=True)
