@@ -44,6 +44,7 @@ DEFENSES = [
     "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
     "HAMP, training alone", "group sparsity", "fewer units", "fewer genes", "public panel", "distillation",
     "self-distillation", "class only", "top classes", "rounding", "temperature", "noise", "none, as many patients",
+    "random projection",
 ]  # fmt: skip
 
 
