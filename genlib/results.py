@@ -136,7 +136,7 @@ def code_digest(*modules):
     Parameters
     ----------
     *modules : str
-        Module names without the package, as ``"bank"``; none means every module of genlib.
+        Module names without the package, as ``"bank"``; none means every module of genlib and all its data.
 
     Returns
     -------
@@ -149,8 +149,8 @@ def code_digest(*modules):
     True
     """
     folder = pathlib.Path(__file__).parent
-    names = [f"{name}.py" for name in modules] or sorted(p.name for p in folder.glob("*.py"))
-    return digest(*[(folder / name).read_bytes() for name in names])
+    every = [*folder.glob("*.py"), *(path for path in (folder / "data").rglob("*") if path.is_file())]
+    return digest(*[path.read_bytes() for path in [folder / f"{name}.py" for name in modules] or sorted(every)])
 
 
 def file_digest(path):
