@@ -834,7 +834,7 @@ def _one_a_patient(parts, options, aliquots):
         np.add.at(sums, codes, parts.expression)
         parts.expression = (sums / np.bincount(codes)[:, None]).astype(np.float32)[codes]
     else:
-        again = (obs.sort_values("name") if aliquots else obs)["patient"].duplicated().sort_index()
+        again = (obs.sort_values("name", kind="stable") if aliquots else obs)["patient"].duplicated().sort_index()
         words = " by its barcode" if aliquots else ""
         parts.notes.append(f"of patients with several samples the first{words} is kept ({again.sum()} left out)")
     parts.keep(~again.to_numpy())

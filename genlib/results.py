@@ -828,7 +828,7 @@ def banner(seed, *packages):
 
     Examples
     --------
-    >>> banner(0, "numpy")
+    >>> banner(0, "numpy")  # doctest: +SKIP
     seed 0 · Python 3.11... · genlib ... · numpy ...
     """
     from genlib import __version__
