@@ -294,10 +294,12 @@ def _gaussian(signals, count, mean, covariance, own):
         weights = count[..., None, None] / count.sum(axis=1)[:, None, None, None]
         covariance = np.nansum(weights * covariance, axis=1, keepdims=True)
     floor = np.finfo(float).tiny ** 0.5
-    covariance = np.where(np.isnan(covariance), 0, covariance) + floor * np.eye(signals.shape[2])
-    spread = np.sqrt(np.maximum(np.einsum("...ii->...i", covariance), floor))
-    apart = (signals - mean) / spread
-    inverse = np.linalg.inv(covariance / (spread[..., None] * spread[..., None, :]))
+    variances = np.einsum("...ii->...i", np.where(np.isnan(covariance), 0, covariance))
+    spread = np.sqrt(np.maximum(variances, floor))
+    apart, outer = (signals - mean) / spread, spread[..., None] * spread[..., None, :]
+    # A signal that never varies has a variance of 0, or of less by rounding: it is correlated with nothing.
+    correlation = np.clip(np.where(np.isnan(covariance), 0, covariance) / outer, -1 + 1e-9, 1 - 1e-9)
+    inverse = np.linalg.inv(np.where(np.eye(signals.shape[2], dtype=bool), 1.0, correlation))
     distance = np.einsum("mni,mnij->mn", apart, inverse) / np.sqrt(inverse.sum(axis=(2, 3)))
     square = np.einsum("mni,mnij,mnj->mn", apart, inverse, apart)
     size = np.linalg.slogdet(inverse)[1] / 2 - np.log(spread).sum(axis=2)

@@ -711,3 +711,12 @@ def test_shadow_models_that_never_saw_a_class_are_refused(attack):
     logits, labels, members = made_up(12)
     with pytest.raises(ValueError, match="shadows: their models know 2 classes, the target 3; train shadow models on"):
         attack(logits, labels, members, "offline", shadows=(logits[:, :, :2], members))
+
+
+def test_a_signal_that_never_varies_tells_nothing_and_breaks_nothing():
+    members = membership.paired_halves(np.arange(60) % 3, 16, seed=0)
+    varied = np.random.default_rng(0).normal(size=members.shape)
+    with np.errstate(invalid="raise", divide="raise"):
+        alone = attacks.likelihood_ratio(varied, members)
+        beside = attacks.likelihood_ratio(np.stack([varied, np.full(members.shape, 0.1)], axis=2), members)
+    np.testing.assert_allclose(beside, alone, atol=1e-9)
