@@ -57,7 +57,7 @@ class Sparse(K.constraints.Constraint):
 
     def __init__(self, strength, by_row, ramp=50.0):
         self.strength, self.by_row, self.ramp = strength, by_row, ramp
-        self.optimizer, self.alive = None, 1.0
+        self.optimizer = None
 
     def bind(self, optimizer):
         """Name the optimizer whose steps and rates it follows; a compiled model of this module has done so."""
@@ -69,7 +69,7 @@ class Sparse(K.constraints.Constraint):
         step = tf.cast(self.optimizer.iterations, kernel.dtype)  # counts the step that was just taken
         threshold = rates(self.optimizer, kernel, step) * self.strength * (1 - tf.exp(-step / self.ramp))
         size = tf.norm(kernel, axis=-1, keepdims=True) if self.by_row else tf.abs(kernel)
-        return self.alive * kernel * tf.nn.relu(1 - threshold / tf.maximum(size, 1e-38))
+        return kernel * tf.nn.relu(1 - threshold / tf.maximum(size, 1e-38))
 
     def get_config(self):
         """As Keras wants it."""
