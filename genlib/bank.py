@@ -28,6 +28,7 @@ from sklearn.cluster import KMeans
 from tqdm import tqdm
 
 from genlib import layers, membership, networks, results
+from genlib.networks import refuse
 
 K = tf.keras
 L, R, C, OPT = K.layers, K.regularizers, K.constraints, K.optimizers
@@ -50,35 +51,14 @@ GRAPHS = (K.Sequential, K.Sequential.__bases__[0])
 LAYERS = (
     L.InputLayer, L.Dense, L.Dropout, L.Activation, L.ReLU, L.LeakyReLU, L.ELU, L.Softmax, L.Add, L.Concatenate,
 )  # fmt: skip
-PARTS = {
-    "kernel_regularizer": (R.L1, R.L2, R.L1L2), "bias_regularizer": (R.L1, R.L2, R.L1L2),
-    "kernel_constraint": (C.NonNeg, networks.Sparse), "bias_constraint": (C.NonNeg,), "activity_regularizer": (),
-    "noise_shape": (),
-}  # fmt: skip
-OPTIMIZERS = (OPT.SGD, OPT.Adam, networks.RowAdam)
+BY_ENTRY = (type(None), R.L1, R.L2, R.L1L2, C.NonNeg, networks.Sparse)
+OPTIMIZERS = (OPT.SGD, OPT.Adam)
+PARTS = ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
 WHOLE_KERNEL = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema")
 LOSSES = {
     "sparse_categorical_crossentropy": K.losses.SparseCategoricalCrossentropy,
     "categorical_crossentropy": K.losses.CategoricalCrossentropy,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Clustering:
-    """DeepType's second phase: rounds of K-means on the representation, each followed by steps that draw it together.
-
-    Attributes
-    ----------
-    weight : float
-        Of the squared distance to a patient's center, relative to the loss.
-    n_clusters, rounds, epochs : int
-        Clusters; rounds; epochs of each round.
-    """
-
-    weight: float
-    n_clusters: int
-    rounds: int
-    epochs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +98,7 @@ class _Job:
     mixup: float = 0.0
     class_weight: np.ndarray | None = None
     start: list | None = None
-    clustering: Clustering | None = None
+    clustering: dict | None = None
     center: object = None
     plan: object = None
     form: str = "alone"
@@ -132,11 +112,6 @@ class _Job:
     def most(self):
         """Members of the model that has most of them."""
         return int(self.members.sum(axis=1).max())
-
-    @functools.cached_property
-    def n_classes(self):
-        """Width of the model's answers."""
-        return self.model.output_shape[-1]
 
     @functools.cached_property
     def loss(self):
@@ -207,7 +182,9 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
         (k,) weight of each class's loss.
     start : list of numpy.ndarray, optional
         Weights on features, in Keras' order, that all models start from.
-    clustering : Clustering, optional
+    clustering : dict, optional
+        DeepType's second phase: `rounds` of K-means with `n_clusters` on what the last layer works on, each followed by
+        `epochs` that draw every patient to its center, with a `weight` relative to the loss.
     privacy : genlib.privacy.Privacy, optional
         Train by DP-SGD under this guarantee.
     n : int, optional
@@ -255,8 +232,8 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
     bar = f"training {len(missing)} {'private ' if job.plan else ''}models"
     shown = {"desc": bar, "total": len(missing), "disable": not progress or not missing, "file": sys.stdout}
     for m, found in tqdm(_trained(job, missing), **shown):
-        if not np.isfinite(found["logits"]).all():
-            raise ValueError(f"training diverged: model {m} gives infinite logits; lower the learning rate")
+        diverged = not np.isfinite(found["logits"]).all()
+        refuse(diverged, f"training diverged: model {m} gives infinite logits; lower the learning rate")
         if paths[m]:
             results.save_arrays(paths[m], **found)
         stored[m] = found
@@ -284,12 +261,9 @@ def _job(model, x, labels, members, privacy=None, n=None, fault=None, **options)
     x = np.ascontiguousarray(x, K.backend.floatx())
     if options.get("class_weight") is not None:
         options["class_weight"] = np.asarray(options["class_weight"], x.dtype)
-    if isinstance(options.get("clustering"), dict):
-        options["clustering"] = Clustering(**options["clustering"])  # as profiles have it
-    if privacy is None and fault:
-        raise ValueError(f"fault='{fault}' is planted in private training; give privacy too")
-    if privacy is not None and n is None:
-        raise ValueError("a private model needs n, the nominal number of members, since the drawn number is secret")
+    refuse(privacy is None and fault, f"fault='{fault}' is planted in private training; give privacy too")
+    nameless = privacy is not None and n is None
+    refuse(nameless, "a private model needs n, the nominal number of members, since the drawn number is secret")
     plan = privacy and privacy.mechanism(n, options["epochs"], options["batch_size"], fault)
     job = _Job(model, x, np.asarray(labels), np.asarray(members), plan=plan, **options)
     _check(job)
@@ -297,30 +271,25 @@ def _job(model, x, labels, members, privacy=None, n=None, fault=None, **options)
 
 
 def _check(job):
-    x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.n_classes
-    if model.optimizer is None:
-        raise ValueError("the model is not compiled; call model.compile(optimizer, loss) first")
-    if x.ndim != 2 or labels.ndim != 1 or len(x) < len(labels) or members.shape[1:] != labels.shape:
-        found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
-        raise ValueError(f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
+    x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.model.output_shape[-1]
+    refuse(model.optimizer is None, "the model is not compiled; call model.compile(optimizer, loss) first")
+    found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
+    fit = x.ndim == 2 and labels.ndim == 1 and len(x) >= len(labels) and members.shape[1:] == labels.shape
+    refuse(not fit, f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
     membership.check(labels, members, k)
-    shape, targets = (*members.shape, k), job.targets
+    refuse(not members.any(axis=1).all(), "every model needs at least one member; a row of members has none")
+    refuse(not np.isfinite(x).all(), "x holds missing or infinite values; see cohorts.load, which refuses them")
+    width = model.input_shape[-1]
+    refuse(width != x.shape[1], f"the model takes {width} features, x has {x.shape[1]}")
+    found = f"epochs={job.epochs}, batch_size={job.batch_size}"
+    refuse(job.epochs < 1 or (job.batch_size or 1) < 1, f"{found}: must be whole numbers of at least 1")
+    weights, soft, shape = job.class_weight, job.targets, (*members.shape, k)
+    refuse(weights is not None and weights.shape != (k,), f"class weights for {k} classes: give one for each")
+    refuse(soft is not None and soft.shape != shape, f"targets {np.shape(soft)}: must be (M, n, k) = {shape}")
+    added = soft is None or np.allclose(soft.sum(axis=2), 1, atol=1e-4)
+    refuse(not added, "targets: the rows of a model's and a patient's classes must add up to 1")
     given, wanted = ([w.shape for w in weights or ()] for weights in (job.start, model.get_weights()))
-    wrong = {
-        "every model needs at least one member; a row of members has none": not members.any(axis=1).all(),
-        "x holds missing or infinite values; see cohorts.load, which refuses them": not np.isfinite(x).all(),
-        f"the model takes {model.input_shape[-1]} features, x has {x.shape[1]}": model.input_shape[-1] != x.shape[1],
-        f"epochs={job.epochs}, batch_size={job.batch_size}: must be whole numbers of at least 1": job.epochs < 1
-        or (job.batch_size or 1) < 1,
-        f"class weights for other than {k} classes; give one for each": np.size(job.class_weight) != k
-        and job.class_weight is not None,
-        f"targets: must be (M, n, k) = {shape}, and rows add up to 1": targets is not None
-        and (targets.shape != shape or not np.allclose(targets.sum(axis=2), 1, atol=1e-4)),
-        f"start has shapes {given}; the model's are {wanted}": job.start is not None and given != wanted,
-    }
-    for words, found in wrong.items():
-        if found:
-            raise ValueError(words)
+    refuse(job.start is not None and given != wanted, f"start has shapes {given}; the model's are {wanted}")
 
 
 # In which form a model trains.
@@ -341,8 +310,7 @@ def _form(job):
     if job.plan is not None:
         _check_private(job, odd)
     elif odd:
-        if job.clustering:
-            raise ValueError(f"{odd}: clustering is for networks that train side by side; leave it out")
+        refuse(job.clustering, f"{odd}: clustering is for networks that train side by side; leave it out")
         say(f"{odd} trains as in Keras alone: one model after the other, each about as long as in Keras' own fit")
         return "alone"
     # In the span of its members a kernel stays under SGD, whose step is a mix of their profiles, and decay.
@@ -371,14 +339,15 @@ def _side_by_side(layer):
     parts = {name: getattr(layer, name, None) for name in PARTS}
     own = [getattr(layer, name, None) for name in ("activation", "kernel_initializer", "bias_initializer")]
     called = [value for node in layer.inbound_nodes for value in node.call_kwargs.values()]
+    unknown = [getattr(layer, "activity_regularizer", None), getattr(layer, "noise_shape", None), *called]
     return (
         type(layer) in LAYERS
         and layer.compute_dtype == K.backend.floatx()
-        and all(part is None or type(part) in PARTS[name] for name, part in parts.items())
-        and len(layer.losses) == sum(parts[name] is not None for name in ("kernel_regularizer", "bias_regularizer"))
-        and getattr(layer, "axis", -1) in (-1, 1)
+        and getattr(layer, "axis", -1) == -1
+        and all(type(part) in BY_ENTRY for part in parts.values())
+        and all(value is None for value in unknown)
         and not any(layers.is_own(one) for one in own)
-        and all(value is None for value in called)
+        and len(layer.losses) == sum(part is not None for name, part in parts.items() if "regularizer" in name)
     )
 
 
@@ -393,22 +362,19 @@ def _first(model):
 
 def _check_private(job, odd):
     """Refuse what DP-SGD cannot promise for, by name."""
-    model, loss = job.model, job.model.loss
-    unclipped = [
-        f"layer '{layer.name}' (Dense) is used twice or constrained"
-        for layer in model.layers
-        if type(layer) is L.Dense and (len(layer.inbound_nodes) != 1 or layer.kernel_constraint is not None)
-    ]
+    way_out = "private training takes dense layers and SGD, or leave privacy out"
+    refuse(odd, f"{odd}: the gradient of each patient by itself is not known here; {way_out}")
+    for layer in job.model.layers:
+        named = f"layer '{layer.name}' ({type(layer).__name__})"
+        dense = type(layer) is L.Dense
+        refuse(dense and len(layer.inbound_nodes) != 1, f"{named} is used twice; {way_out}")
+        refuse(dense and layer.kernel_constraint is not None, f"{named} is constrained; {way_out}")
+    named = type(job.model.optimizer).__name__
+    refuse(named != "SGD", f"optimizer {named}; {way_out}")
     twice = job.mixup or job.clustering or job.targets is not None
-    reasons = [
-        odd and f"{odd}: the gradient of each patient by itself is not known here",
-        *unclipped,
-        f"optimizer {type(model.optimizer).__name__}" if type(model.optimizer) is not OPT.SGD else "",
-        "mixup, clustering and soft targets use a patient twice, or are learned" if twice else "",
-        f"loss {type(loss).__name__} mixes the patients of a batch" if hasattr(loss, "epoch") else "",
-    ]
-    for words in filter(None, reasons):
-        raise ValueError(f"{words}; private training takes dense layers and SGD, or leave privacy out")
+    refuse(twice, f"mixup, clustering and soft targets use a patient twice, or are learned; {way_out}")
+    named = type(job.model.loss).__name__
+    refuse(hasattr(job.model.loss, "epoch"), f"loss {named} mixes the patients of a batch; {way_out}")
 
 
 def _loss_of(model, reduction):
@@ -461,19 +427,18 @@ def _start(job, m):
     if job.start is not None:
         return [np.asarray(w, job.x.dtype) for w in job.start]
     drawn = []
-    for level, layer in enumerate(layer for layer in job.model.layers if layer.weights):
-        # A stream for each layer, so that the others do not depend on how the first is drawn.
-        rng = rng_of(job.seed, m, (10, level))
-        for part in ("kernel", "bias") if layer.use_bias else ("kernel",):
-            initializer, shape = getattr(layer, f"{part}_initializer"), getattr(layer, part).shape
+    for layer in job.model.layers:
+        for part in [one for one in ("kernel", "bias") if getattr(layer, one, None) is not None]:
+            # A stream for each weight, so that the others do not depend on how the first is drawn.
+            rng, shape = rng_of(job.seed, m, (10, len(drawn))), getattr(layer, part).shape
             if job.form == "span" and not drawn and job.spread is not None:
                 shape = (job.basis[0].shape[1], shape[1])
                 drawn.append(_gaussian(rng, shape, job.spread, job.x.dtype))
-                continue
-            config = initializer.get_config()
-            if config.get("seed", 0) is None:
-                initializer = type(initializer).from_config(config | {"seed": int(rng.integers(2**31))})
-            drawn.append(np.asarray(initializer(shape, K.backend.floatx())))
+            else:
+                initializer = getattr(layer, f"{part}_initializer")
+                config = initializer.get_config()
+                config |= {"seed": int(rng.integers(2**31))} if "seed" in config else {}
+                drawn.append(np.asarray(type(initializer).from_config(config)(shape, K.backend.floatx())))
     return drawn
 
 
@@ -495,9 +460,9 @@ def describe(model):
     True
     """
     every_layer = list(model._flatten_layers())
-    parts = [part for layer in every_layer for part in (layer, *vars(layer).values()) if callable(part)]
-    parts += [model.optimizer, getattr(model.optimizer, "_learning_rate", None), *tf.nest.flatten(model.loss)]
-    if any(layers.is_own(part) for part in parts):
+    parts = [part for layer in every_layer for part in (layer, *vars(layer).values())]
+    parts += [getattr(model.optimizer, "_learning_rate", None), *tf.nest.flatten(model.loss)]
+    if any(layers.is_own(part) for part in [model.optimizer, *filter(callable, parts)]):
         return None
     compiled = {name: value for name, value in model.get_compile_config().items() if "metrics" not in name}
     text = json.dumps([json.loads(model.to_json()), compiled], sort_keys=True, default=float)
@@ -514,7 +479,7 @@ def _paths(job, cache):
     if job.name is None:
         say("A model with code of your own is not kept in the cache, where a change of that code would not be seen")
         return nowhere
-    numbers = [job.epochs, job.batch_size, job.mixup, job.most, job.form, str(job.clustering), str(job.plan)]
+    numbers = [job.epochs, job.batch_size, job.mixup, job.most, job.form, job.clustering, str(job.plan)]
     code = [K.backend.floatx(), tf.__version__, results.code_digest(*CODE)]
     arrays = {"start": job.start, "weights": job.class_weight, "center": job.center and vars(job.center).values()}
     given = [part for name, values in arrays.items() if values is not None for part in (name, *values)]
@@ -527,7 +492,7 @@ def _paths(job, cache):
 # What is random in a training, drawn as data.
 
 
-def draw_batches(n, epochs, per_epoch, seed):
+def draw_batches(n, epochs, per_epoch, seed, width=0):
     """Draw who is in which step: every member once an epoch, in an order of its own.
 
     (Keras leaves a last batch of what remains: with 385 members and batches of 32 one patient makes a step of full
@@ -540,6 +505,8 @@ def draw_batches(n, epochs, per_epoch, seed):
     epochs, per_epoch : int
         Epochs, and batches of nearly equal size in each.
     seed : sequence of int, or None
+    width : int
+        Least width of the rows; what only fills them up is 0.
 
     Returns
     -------
@@ -554,8 +521,7 @@ def draw_batches(n, epochs, per_epoch, seed):
     array([3, 2], dtype=int32)
     """
     rng = np.random.default_rng(seed)
-    parts = [part for _ in range(epochs) for part in np.array_split(rng.permutation(n), per_epoch)]
-    return _padded(parts, -(-n // per_epoch))
+    return _padded([part for _ in range(epochs) for part in np.array_split(rng.permutation(n), per_epoch)], width)
 
 
 def _padded(parts, width):
@@ -566,7 +532,7 @@ def _padded(parts, width):
     return rows, sizes
 
 
-def draw_poisson(n, plan, rng):
+def draw_poisson(n, plan, rng, width=0):
     """Draw batches by Poisson sampling: every member is in every batch with the plan's rate, by itself.
 
     Parameters
@@ -576,6 +542,8 @@ def draw_poisson(n, plan, rng):
     plan : genlib.privacy.Mechanism
         Its rate and steps; one whose `fresh_batches` is False repeats the first batch (a planted fault).
     rng : numpy.random.Generator
+    width : int
+        As in `draw_batches`.
 
     Returns
     -------
@@ -586,29 +554,22 @@ def draw_poisson(n, plan, rng):
     --------
     >>> from genlib.privacy import Mechanism
     >>> rows, sizes = draw_poisson(1000, Mechanism(1.0, 1.0, 0.05, 5, 50.0), np.random.default_rng(0))
-    >>> rows.shape, bool(abs(sizes.mean() - 50) < 10)
-    ((5, 86), True)
+    >>> rows.shape == (5, sizes.max()), bool(abs(sizes.mean() - 50) < 10)
+    (True, True)
     """
-    if plan.rate >= 1:
-        return np.tile(np.arange(n, dtype=np.int32), (plan.steps, 1)), np.full(plan.steps, n, np.int32)
-    drawn = [np.flatnonzero(rng.random(n) < plan.rate) for _ in range(plan.steps if plan.fresh_batches else 1)]
-    drawn = drawn if plan.fresh_batches else drawn * plan.steps
-    return _padded(drawn, _usual_width(n, plan.rate))
-
-
-def _usual_width(n, rate):
-    return n if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, n, rate))
+    draws = plan.steps if plan.fresh_batches else 1
+    drawn = [np.flatnonzero(rng.random(n) < plan.rate) for _ in range(draws)]
+    return _padded(drawn * (plan.steps // draws), width)
 
 
 def _batches(job, m, n, seed=None):
     """Positions among the n members, and sizes; all models take as many steps, in rows of one width."""
-    if job.plan is not None:
-        (rows, sizes), width = draw_poisson(n, job.plan, rng_of(job.seed, m, 14)), _usual_width(job.most, job.plan.rate)
-    else:
-        per_epoch = -(-job.most // (job.batch_size or job.most))
-        rows, sizes = draw_batches(n, job.epochs, per_epoch, seed or (None if job.seed is None else [job.seed, m, 6]))
-        width = -(-job.most // per_epoch)
-    return np.pad(rows, ((0, 0), (0, max(0, width - rows.shape[1])))), sizes
+    if job.plan is None:
+        per_epoch, seed = -(-job.most // (job.batch_size or job.most)), seed or [job.seed, m, 6]
+        return draw_batches(n, job.epochs, per_epoch, None if job.seed is None else seed, -(-job.most // per_epoch))
+    rate = job.plan.rate
+    width = job.most if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, rate))
+    return draw_poisson(n, job.plan, rng_of(job.seed, m, 14), width)
 
 
 def _steps(job, m, places, masks_of, seed=None):
@@ -620,7 +581,7 @@ def _steps(job, m, places, masks_of, seed=None):
     rows, sizes = _batches(job, m, len(who), seed)
     counts = np.arange(rows.shape[1]) < sizes[:, None]
     patients, shares, rows = who[rows], np.ones((*rows.shape, 1), dtype), rows[..., None]
-    soft = np.eye(job.n_classes)[job.labels] if job.targets is None else job.targets[m]
+    soft = np.eye(job.model.output_shape[-1])[job.labels] if job.targets is None else job.targets[m]
     targets = soft.astype(dtype)[patients]
     weights = counts.astype(dtype)
     if job.class_weight is not None:
@@ -768,17 +729,13 @@ def outside_span(model, plan):
 
 # Side by side.
 
+_workers = functools.cache(concurrent.futures.ThreadPoolExecutor)  # of so many threads
 _held = threading.local()  # compiled banks, each thread its own: a study trains one network several times
 
 
 def threads():
     """Count the threads that train: the cores this process may run on; one where a GPU does the work."""
     return 1 if tf.config.list_physical_devices("GPU") else len(os.sched_getaffinity(0))
-
-
-@functools.cache
-def _workers(count):
-    return concurrent.futures.ThreadPoolExecutor(count)
 
 
 def _chunk_size(job):
@@ -813,15 +770,12 @@ def _trained(job, missing, weights=False):
 def _bank(job, size):
     """A compiled bank for this job; each thread keeps the last two."""
     plan, width = job.plan, job.most if job.form == "span" else job.x.shape[1]
-    kind, promise = (layers.Bank, ()) if plan is None else (layers.PrivateBank, (plan.clip_norm, plan.divisor))
-    key = (job.name, job.form, size, width, promise, plan and plan.same_mask, K.backend.floatx())
+    promise = plan and (plan.clip_norm, plan.divisor, plan.same_mask)
+    key = (job.name, job.form, size, width, promise, K.backend.floatx())
     held = vars(_held).setdefault("banks", {})
-    bank = held.pop(key, None)
-    if bank is None:
-        with layers.TRACING:
-            bank = _build(job, size, width, kind)
-    if plan is not None:
-        bank.clip_norm, bank.divisor, bank.same_mask = *promise, plan.same_mask
+    bank = held.pop(key, None) or _build(job, size, width)
+    if promise:
+        bank.clip_norm, bank.divisor, bank.same_mask = promise
     if job.name:
         held[key] = bank
     for oldest in list(held)[:-2]:
@@ -829,12 +783,14 @@ def _bank(job, size):
     return bank
 
 
-def _build(job, size, width, kind):
+def _build(job, size, width):
     """Stack the model, and compile it with a copy of its own optimizer."""
-    in_span, config = job.form == "span" and job.plan is None, job.model.optimizer.get_config()
-    bank = layers.stack(job.model, size, width + in_span * job.first.units if in_span else width, in_span, kind)
-    plain = type(job.model.optimizer) is OPT.SGD and not config["momentum"]
-    bank.compile((layers.SGD if plain else type(job.model.optimizer)).from_config(config), job.loss[0])
+    optimizer, in_span = job.model.optimizer, job.form == "span" and job.plan is None
+    plain = type(optimizer) is OPT.SGD and not optimizer.get_config()["momentum"]
+    with layers.TRACING:
+        kind = layers.Bank if job.plan is None else layers.PrivateBank
+        bank = layers.stack(job.model, size, width + (job.first.units if in_span else 0), in_span, kind)
+        bank.compile((layers.SGD if plain else type(optimizer)).from_config(optimizer.get_config()), job.loss[0])
     for layer in bank.dense:
         if isinstance(layer.kernel.constraint, networks.Sparse):
             layer.kernel.constraint.bind(bank.optimizer)
@@ -864,14 +820,19 @@ def _train_chunk(job, models, size, weights):
         _cluster(job, bank, filled, spaces, table)
     if job.center:  # learned on shifted features: the bias takes the shift
         first, shifts = bank.dense[0], np.stack([space.shift for space in spaces])
-        first.bias.assign_sub(tf.matmul(shifts[:, None], first.kernel))
+        first.bias.assign_sub(tf.einsum("md,mdh->mh", shifts, first.kernel))
     answers, _, inside = _answers(job, bank, spaces)
     for place, (m, space) in enumerate(zip(models, spaces, strict=False)):
-        kept = bank.weights_of(place)
-        products = None if inside is None else inside[place]
+        kept = [weight[place].numpy() for weight in bank.in_order]
         if weights and job.first is not None:
-            kept[_place(job)] = space.on_features(*(w.numpy()[place] for w in bank.dense[0].first_weights))
-        yield m, _found(job, answers[place], products, kept, weights)
+            kept[_place(job)] = space.on_features(*_first_weights(bank, place))
+        yield m, _found(job, answers[place], None if inside is None else inside[place], kept, weights)
+
+
+def _first_weights(bank, place):
+    """What makes the first kernel of one model, as it trained."""
+    first = bank.dense[0]
+    return [weight[place].numpy() for weight in (first.kernel, *([first.scale] if first.in_span else []))]
 
 
 def _stacked(job, parts):
@@ -886,7 +847,7 @@ def _stacked(job, parts):
     sizes = np.maximum(steps.pop("sizes"), 1)[..., None].astype(job.x.dtype)
     if job.loss[2] and job.plan is None:
         steps["weights"] = steps["weights"] / sizes
-    steps["targets"] = (1 - smoothing) * steps["targets"] + smoothing / job.n_classes
+    steps["targets"] = (1 - smoothing) * steps["targets"] + smoothing / steps["targets"].shape[-1]
     return steps
 
 
@@ -909,18 +870,19 @@ def _run_private(job, bank, table, steps, models):
 
 def _cluster(job, bank, models, spaces, table):
     """DeepType's second phase: training goes on, and draws what the last layer works on to the centers of clusters."""
-    plan, again = job.clustering, dataclasses.replace(job, epochs=job.clustering.epochs)
-    for turn in range(plan.rounds):
+    plan, again = job.clustering, dataclasses.replace(job, epochs=job.clustering["epochs"])
+    for turn in range(plan["rounds"]):
         parts = []
         for m, space, z in zip(models, spaces, _answers(job, bank, spaces)[1], strict=True):
             who, number = np.flatnonzero(job.members[m]), _number(job.seed, m)
-            found = KMeans(min(plan.n_clusters, len(who)), n_init=1, random_state=(number + turn) % 2**31).fit(z[who])
+            count = min(plan["n_clusters"], len(who))
+            found = KMeans(count, n_init=1, random_state=(number + turn) % 2**31).fit(z[who])
             step = _steps(again, m, space.places, _masks_of(bank, 2), [number, 25, turn])
             members = np.searchsorted(space.places, step["rows"][..., 0])
             step["centers"] = found.cluster_centers_[found.predict(z[who])][members].astype(job.x.dtype)
             parts.append(step)
         steps = _stacked(job, parts)
-        steps["pull"] = plan.weight * steps["weights"]
+        steps["pull"] = job.x.dtype.type(plan["weight"]) * steps["weights"]
         bank.compiled("train_step", (table, steps, np.int32(len(steps["rows"]))))
 
 
@@ -928,8 +890,7 @@ def _answers(job, bank, spaces):
     """What models answer about all rows, what their last layers work on, and products with the first kernel."""
     if job.first is None:
         return *(found.numpy() for found in bank.compiled("read", job.x[None])), None
-    kernels = zip(*(weight.numpy() for weight in bank.dense[0].first_weights), strict=True)
-    inside = np.stack([space.inside(*of) for space, of in zip(spaces, kernels, strict=True)])
+    inside = np.stack([space.inside(*_first_weights(bank, place)) for place, space in enumerate(spaces)])
     answers, last = bank.compiled("read", tf.zeros((1, 1, 1), inside.dtype), inside)
     return answers.numpy(), last.numpy(), inside
 
@@ -1016,11 +977,8 @@ def clone(model, seed, copy_of=layers.again):
 
 def _model_again(job, m):
     """Train model m once more, as an ordinary Keras model, which loads without genlib."""
-    if job.plan is not None and job.seed is not None:
-        raise ValueError(
-            "the noise of a bank's private models follows from its recorded seed, so they are not for release; train "
-            "one with privacy.release"
-        )
+    private = "the noise of a bank's private models follows from its recorded seed, so they are not for release"
+    refuse(job.plan is not None and job.seed is not None, f"{private}; train one with privacy.release")
     ((_, found),) = _trained(job, [m], weights=True)
 
     def plain(layer):

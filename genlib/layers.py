@@ -17,74 +17,48 @@ TRACING = threading.Lock()  # Keras' graphs are not made for two threads at once
 
 
 class Dense(K.layers.Layer):
-    """M dense layers like one of Keras', side by side: (M, b, d) to (M, b, units)."""
+    """M dense layers like one of Keras', side by side: (M, b, d) to (M, b, units).
 
-    def __init__(self, like):
+    First layers may be `in_span` of their members: W = scale W_0 + X_members^T A, with A as the kernel. There a patient
+    comes in as inner products with the members, then as what the start gives it: (M, b, members + units). SGD moves W
+    by X_batch^T delta, so it moves the batch's own rows of A by delta: the value goes through the inner products, the
+    gradient through the look-up of those rows. Exact for SGD, momentum and L2, whatever W_0 was.
+    """
+
+    def __init__(self, like, in_span=False):
         super().__init__(name=like.name, trainable=like.trainable)
         self.units, self.activation, self.use_bias = like.units, like.activation, like.use_bias
         self.of_kernel = {"regularizer": like.kernel_regularizer, "constraint": copy.copy(like.kernel_constraint)}
         self.of_bias = {"regularizer": like.bias_regularizer, "constraint": like.bias_constraint}
-        self.known = None
+        self.in_span, self.known = in_span, None
 
     def build(self, shape):
-        """Make kernels (M, d, units) and biases (M, 1, units); their values are assigned."""
-        rows = self.kernel_rows(shape[-1])
-        self.kernel = self.add_weight("kernel", (shape[0], rows, self.units), initializer="zeros", **self.of_kernel)
+        """Make kernels (M, d, units) and biases (M, units); their values are assigned."""
+        models, rows = shape[0], shape[-1] - self.units * self.in_span
+        self.kernel = self.add_weight("kernel", (models, rows, self.units), initializer="zeros", **self.of_kernel)
         if self.use_bias:
-            self.bias = self.add_weight("bias", (shape[0], 1, self.units), initializer="zeros", **self.of_bias)
-
-    def kernel_rows(self, width):
-        """Rows of a kernel, for inputs of a width."""
-        return width
-
-    @property
-    def first_weights(self):
-        """What the product with the inputs takes."""
-        return [self.kernel]
+            self.bias = self.add_weight("bias", (models, self.units), initializer="zeros", **self.of_bias)
+        if self.in_span:  # the start decays like the rest
+            decay = self.of_kernel["regularizer"]
+            options = {"initializer": "ones", "regularizer": decay, "trainable": decay is not None}
+            self.scale = self.add_weight("scale", (models, 1, 1), **options)
 
     def product(self, x, training):
-        """Inputs times kernels, without biases."""
-        return tf.matmul(x, self.kernel)
-
-    def call(self, x, training=False):
-        """Keep what comes in and what goes out while it is traced: their gradients give each patient's norm."""
-        self.given, self.inside = x, self.product(x, training) if self.known is None else self.known
-        self.out = (self.inside + self.bias) if self.use_bias else self.inside
-        return self.activation(self.out)
-
-
-class SpanDense(Dense):
-    """First dense layers of M models in the span of their members: W = scale W_0 + X_members^T A.
-
-    A patient comes in as inner products with the members, then as what the start gives it: (M, b, members + units).
-    SGD moves W by X_batch^T delta, so it moves the batch's own rows of A by delta: the value goes through the inner
-    products, the gradient through the look-up of those rows. Exact for SGD, momentum and L2, whatever W_0 was.
-    """
-
-    def build(self, shape):
-        """Make the coefficients A of the members, and the scale of the start, which decays like them."""
-        super().build(shape)
-        decay = self.of_kernel["regularizer"]
-        options = {"initializer": "ones", "regularizer": decay, "trainable": decay is not None}
-        self.scale = self.add_weight("scale", (shape[0], 1, 1), **options)
-
-    def kernel_rows(self, width):
-        """Rows of the coefficients, for inputs of a width."""
-        return width - self.units
-
-    @property
-    def first_weights(self):
-        """What the product with the inputs takes."""
-        return [self.kernel, self.scale]
-
-    def product(self, x, training):
-        """Value through the inner products; what is added while training is exactly zero, and brings the gradient."""
+        """Inputs times kernels; in the span, what is added while training is exactly zero, and brings the gradient."""
+        if not self.in_span:
+            return tf.matmul(x, self.kernel)
         inner, begun = tf.split(x, [x.shape[-1] - self.units, self.units], axis=-1)
         value = tf.matmul(inner, self.kernel) + self.scale * begun
         if training:
             rows = mix(self.kernel, *self.rows)
             value = tf.stop_gradient(value) + (rows - tf.stop_gradient(rows))
         return value
+
+    def call(self, x, training=False):
+        """Keep what comes in and what goes out while it is traced: their gradients give each patient's norm."""
+        self.given, self.inside = x, self.product(x, training) if self.known is None else self.known
+        self.out = (self.inside + self.bias[:, None]) if self.use_bias else self.inside
+        return self.activation(self.out)
 
 
 class Dropout(K.layers.Layer):
@@ -116,7 +90,7 @@ def mix(table, rows, shares):
     """Rows of a table, shared (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
     if rows.shape[-1] == 1:
         return tf.gather(table, rows[..., 0], batch_dims=table.shape.rank - 2)
-    return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=2)
+    return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=-2)
 
 
 def hand_out(model, loss, step):
@@ -137,6 +111,11 @@ class Bank(K.Model):
         self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         self.trained = [layer for layer in self.dense if layer.trainable]
         self.own, self.functions = list(self.trainable_variables), {}
+
+    @property
+    def in_order(self):
+        """Kernels and biases of all models, in Keras' order."""
+        return [weight for layer in self.dense for weight in (layer.kernel, *([layer.bias] if layer.use_bias else []))]
 
     def compiled(self, function, *data):
         """Call a method as one XLA function, traced once for each form of its data."""
@@ -160,21 +139,14 @@ class Bank(K.Model):
 
     def begin(self, starts):
         """Give the models the weights that they start from, each a list in Keras' order; the optimizer forgets all."""
-        columns = iter(zip(*starts, strict=True))
-        for layer in self.dense:
-            for weight in [layer.kernel, *([layer.bias] if layer.use_bias else [])]:
-                weight.assign(np.reshape(np.stack(next(columns)), weight.shape))
-            for scale in layer.first_weights[1:]:
-                scale.assign(tf.ones_like(scale))
+        for weight, column in zip(self.in_order, zip(*starts, strict=True), strict=True):
+            weight.assign(np.stack(column))
+        if self.dense[0].in_span:
+            self.dense[0].scale.assign(tf.ones_like(self.dense[0].scale))
         self.optimizer.build(self.own)
         for value in self.optimizer.variables:
             if "learning_rate" not in value.name:
                 value.assign(tf.zeros_like(value))
-
-    def weights_of(self, place):
-        """Weights of one model in Keras' order; its first kernel as it trained."""
-        kept = [[layer.kernel[place], *([layer.bias[place, 0]] if layer.use_bias else [])] for layer in self.dense]
-        return [weight.numpy() for of_layer in kept for weight in of_layer]
 
     def read(self, x, inside=None):
         """Answers (M, n, k) and what the last layer works on (M, n, h); of `inside`, products with the first kernel."""
@@ -246,7 +218,7 @@ class PrivateBank(Bank):
             came = tf.where(finite[..., None], came, tf.zeros_like(came))
             sums.append(tf.matmul(came, error, transpose_a=True))
             if layer.use_bias:
-                sums.append(tf.reduce_sum(error, axis=1, keepdims=True))
+                sums.append(tf.reduce_sum(error, axis=1))
         return sums, norms
 
     def step(self, table, step):
@@ -265,7 +237,7 @@ def stack(model, models, width, in_span=False, kind=Bank):
 
     def clone(layer):
         if type(layer) is K.layers.Dense:
-            return (SpanDense if in_span and layer is first else Dense)(layer)
+            return Dense(layer, in_span and layer is first)
         return Dropout(layer.rate, name=layer.name) if type(layer) is K.layers.Dropout else again(layer)
 
     given = K.Input((None, width), batch_size=models)

@@ -267,14 +267,14 @@ def clustered(job, m):
     assert 0 < np.any(model.get_weights()[0] != 0, axis=1).sum() < D
     both = K.Model(model.inputs, [model.output, model.layers[-1].input])
     pull = [model.loss, lambda at, z: tf.reduce_sum((z - at) ** 2, -1)]
-    both.compile(model.optimizer, pull, loss_weights=[1, plan.weight])
+    both.compile(model.optimizer, pull, loss_weights=[1, plan["weight"]])
     who, number = np.flatnonzero(job.members[m]), bank._number(job.seed, m)
-    for turn in range(plan.rounds):
+    for turn in range(plan["rounds"]):
         z = both(job.x)[1].numpy()[who]
-        found = KMeans(plan.n_clusters, n_init=1, random_state=(number + turn) % 2**31).fit(z)
+        found = KMeans(plan["n_clusters"], n_init=1, random_state=(number + turn) % 2**31).fit(z)
         centers = np.zeros((len(job.x), z.shape[1]))
         centers[who] = found.cluster_centers_[found.labels_]
-        steps = bank._steps(dataclasses.replace(job, epochs=plan.epochs), m, who, [], [number, 25, turn])
+        steps = bank._steps(dataclasses.replace(job, epochs=plan["epochs"]), m, who, [], [number, 25, turn])
         for row, count in zip(steps["rows"][..., 0], steps["sizes"], strict=True):
             both.train_on_batch(job.x[row[:count]], [job.labels[row[:count]], centers[row[:count]]])
     return model
@@ -282,7 +282,13 @@ def clustered(job, m):
 
 def test_rounds_of_k_means_are_those_of_plain_keras(double):
     model = networks.deeptype(D, CLASSES, (6, 4), group=0.002, ramp=20.0, optimizer="adam", learning_rate=0.01)
-    agree(model, "features", train=clustered, epochs=12, clustering=bank.Clustering(0.5, 3, rounds=2, epochs=6))
+    agree(
+        model,
+        "features",
+        train=clustered,
+        epochs=12,
+        clustering={"weight": 0.5, "n_clusters": 3, "rounds": 2, "epochs": 6},
+    )
 
 
 BETWEEN = {
@@ -407,7 +413,7 @@ def test_all_that_training_depends_on_has_a_key_of_its_own():
         key_of(), key_of(m=1), key_of(seed=3), key_of(epochs=5), key_of(batch_size=5), key_of(members=fewer),
         key_of(x=moved), key_of(labels=(LABELS + 1) % CLASSES), key_of(mixup=0.1), key_of(class_weight=[1, 1, 2.0]),
         key_of(targets=np.full((5, N, CLASSES), 1 / 3)), key_of(start=[0 * w for w in mlp().get_weights()]),
-        key_of(clustering=bank.Clustering(0.1, 2, 1, 1)), key_of(clustering=bank.Clustering(0.2, 2, 1, 1)),
+        key_of(clustering={"weight": 0.1}), key_of(clustering={"weight": 0.2}),
         key_of(privacy=Privacy(1.0), n=12), key_of(privacy=Privacy(2.0), n=12),
         key_of(privacy=Privacy(1.0), n=12, fault="no noise"), key_of(mlp(learning_rate=0.1)), key_of(mlp(momentum=0.1)),
         key_of(mlp(optimizer="adam")), key_of(mlp(group=0.1)), key_of(mlp(group=0.2)), key_of(mlp(group=0.2, ramp=9.0)),
