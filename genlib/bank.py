@@ -294,14 +294,7 @@ def _check(job):
 
 # In which form a model trains.
 
-_said = set()
-
-
-def say(line):
-    """Print a line, once a process."""
-    if line not in _said:
-        _said.add(line)
-        print(line, flush=True)
+say = functools.cache(functools.partial(print, flush=True))  # once a process
 
 
 def _form(job):
@@ -365,10 +358,8 @@ def _check_private(job, odd):
     way_out = "private training takes dense layers and SGD, or leave privacy out"
     refuse(odd, f"{odd}: the gradient of each patient by itself is not known here; {way_out}")
     for layer in job.model.layers:
-        named = f"layer '{layer.name}' ({type(layer).__name__})"
-        dense = type(layer) is L.Dense
-        refuse(dense and len(layer.inbound_nodes) != 1, f"{named} is used twice; {way_out}")
-        refuse(dense and layer.kernel_constraint is not None, f"{named} is constrained; {way_out}")
+        shared = type(layer) is L.Dense and (len(layer.inbound_nodes) != 1 or layer.kernel_constraint is not None)
+        refuse(shared, f"layer '{layer.name}' (Dense) is used twice or constrained; {way_out}")
     named = type(job.model.optimizer).__name__
     refuse(named != "SGD", f"optimizer {named}; {way_out}")
     twice = job.mixup or job.clustering or job.targets is not None
@@ -589,9 +580,8 @@ def _steps(job, m, places, masks_of, seed=None):
     if job.mixup:
         rng = np.random.default_rng([_number(job.seed, m), 23])
         own = rng.beta(job.mixup, job.mixup, len(rows)).astype(dtype)[:, None, None]
-        other = np.tile(np.arange(rows.shape[1]), (len(rows), 1))
-        for partner, size in zip(other, sizes, strict=True):
-            partner[:size] = rng.permutation(size)
+        # Each with the next of its batch, whose order is drawn.
+        other = (np.arange(rows.shape[1]) + 1) % np.maximum(sizes, 1)[:, None]
         rows = np.concatenate([rows, np.take_along_axis(rows, other[..., None], 1)], axis=2)
         shares = np.concatenate([own * shares, (1 - own) * shares], axis=2)
         targets = own * targets + (1 - own) * np.take_along_axis(targets, other[..., None], 1)
@@ -791,9 +781,7 @@ def _build(job, size, width):
         kind = layers.Bank if job.plan is None else layers.PrivateBank
         bank = layers.stack(job.model, size, width + (job.first.units if in_span else 0), in_span, kind)
         bank.compile((layers.SGD if plain else type(optimizer)).from_config(optimizer.get_config()), job.loss[0])
-    for layer in bank.dense:
-        if isinstance(layer.kernel.constraint, networks.Sparse):
-            layer.kernel.constraint.bind(bank.optimizer)
+    networks.follow(bank, bank.optimizer)
     return bank
 
 
@@ -822,11 +810,13 @@ def _train_chunk(job, models, size, weights):
         first, shifts = bank.dense[0], np.stack([space.shift for space in spaces])
         first.bias.assign_sub(tf.einsum("md,mdh->mh", shifts, first.kernel))
     answers, _, inside = _answers(job, bank, spaces)
+    found = []
     for place, (m, space) in enumerate(zip(models, spaces, strict=False)):
         kept = [weight[place].numpy() for weight in bank.in_order]
         if weights and job.first is not None:
-            kept[_place(job)] = space.on_features(*_first_weights(bank, place))
-        yield m, _found(job, answers[place], None if inside is None else inside[place], kept, weights)
+            kept[0] = space.on_features(*_first_weights(bank, place))
+        found.append((m, _found(job, answers[place], None if inside is None else inside[place], kept, weights)))
+    return found
 
 
 def _first_weights(bank, place):
@@ -895,11 +885,6 @@ def _answers(job, bank, spaces):
     return answers.numpy(), last.numpy(), inside
 
 
-def _place(job):
-    """Where among all weights the first kernel is."""
-    return [value is job.first.kernel for value in job.model.weights].index(True)
-
-
 def _found(job, answers, inside, kept, weights):
     """What is kept of a model: logits, products with the first kernel and further weights; all weights if asked for."""
     last = getattr(job.model, "layers", [None])[-1]
@@ -907,8 +892,7 @@ def _found(job, answers, inside, kept, weights):
         answers = np.log(np.maximum(answers, np.finfo(answers.dtype).tiny))
     found = {"logits": answers}
     if inside is not None:
-        later = [value for at, value in enumerate(kept) if at != _place(job)]
-        found |= {"inside": inside} | {f"further_{i}": value for i, value in enumerate(later)}
+        found |= {"inside": inside} | {f"further_{i}": value for i, value in enumerate(kept[1:])}
     return found | ({f"weights_{i}": value for i, value in enumerate(kept)} if weights else {})
 
 
@@ -929,6 +913,7 @@ def _train_alone(job, models, weights):
         layers.hand_out(model, loss, step)
         model.train_step((x, targets) if job.class_weight is None else (x, targets, step["weights"]))
 
+    networks.follow(model, model.optimizer)
     x = tf.constant(job.x)
     for m in models:
         model.set_weights(job.start or clone(blueprint, _number(job.seed, m)).get_weights())
@@ -945,7 +930,7 @@ def _train_alone(job, models, weights):
         if hasattr(model.optimizer, "finalize_variable_values"):
             model.optimizer.finalize_variable_values(model.trainable_variables)
         kept = model.get_weights()
-        inside = None if job.first is None else job.x @ kept[_place(job)]
+        inside = None if job.first is None else job.x @ kept[0]
         yield m, _found(job, model(job.x, training=False).numpy(), inside, kept, weights)
 
 

@@ -28,7 +28,8 @@ class Dense(K.layers.Layer):
     def __init__(self, like, in_span=False):
         super().__init__(name=like.name, trainable=like.trainable)
         self.units, self.activation, self.use_bias = like.units, like.activation, like.use_bias
-        self.of_kernel = {"regularizer": like.kernel_regularizer, "constraint": copy.copy(like.kernel_constraint)}
+        self.kernel_constraint = copy.copy(like.kernel_constraint)
+        self.of_kernel = {"regularizer": like.kernel_regularizer, "constraint": self.kernel_constraint}
         self.of_bias = {"regularizer": like.bias_regularizer, "constraint": like.bias_constraint}
         self.in_span, self.known = in_span, None
 

@@ -53,7 +53,8 @@ class Sparse(K.constraints.Constraint):
 
     Examples
     --------
-    >>> rows = Sparse(1.0, by_row=True, ramp=1e-9).bind(K.optimizers.SGD(1.0))
+    >>> rows = Sparse(1.0, by_row=True, ramp=1e-9)
+    >>> rows.optimizer = K.optimizers.SGD(1.0)
     >>> rows.optimizer.iterations.assign(1).numpy()
     1
     >>> rows(tf.constant([[3.0, 4.0], [0.3, 0.4]])).numpy()
@@ -62,13 +63,7 @@ class Sparse(K.constraints.Constraint):
     """
 
     def __init__(self, strength, by_row, ramp=50.0):
-        self.strength, self.by_row, self.ramp = strength, by_row, ramp
-        self.optimizer = None
-
-    def bind(self, optimizer):
-        """Name the optimizer whose steps and rates it follows; a compiled model of this module has done so."""
-        self.optimizer = optimizer
-        return self
+        self.strength, self.by_row, self.ramp, self.optimizer = strength, by_row, ramp, None
 
     def __call__(self, kernel):
         """Pull a kernel, or one a model, towards zero; set to zero exactly what does not reach the threshold."""
@@ -80,6 +75,13 @@ class Sparse(K.constraints.Constraint):
     def get_config(self):
         """As Keras wants it."""
         return {"strength": float(self.strength), "by_row": self.by_row, "ramp": float(self.ramp)}
+
+
+def follow(model, optimizer):
+    """Let the sparse kernels of a model follow the steps and rates of an optimizer."""
+    for layer in model.layers:
+        if isinstance(getattr(layer, "kernel_constraint", None), Sparse):
+            layer.kernel_constraint.optimizer = optimizer
 
 
 def rates(optimizer, kernel, step, by_row=False):
@@ -117,13 +119,10 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
     ValueError
         When the optimizer is not known; any other goes into Keras' own `compile`.
     """
-    constraints = [getattr(layer, "kernel_constraint", None) for layer in model.layers]
-    sparse = [one for one in constraints if isinstance(one, Sparse)]
     known = {"sgd": K.optimizers.SGD(learning_rate, momentum), "adam": K.optimizers.Adam(learning_rate)}
     chosen = known.get(optimizer, optimizer)
     refuse(isinstance(chosen, str), f"optimizer='{optimizer}': choose 'sgd' or 'adam', or compile the model yourself")
-    for one in sparse:
-        one.bind(chosen)
+    follow(model, chosen)
     model.compile(chosen, loss or K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     return model
 

@@ -602,7 +602,7 @@ def tf_privacy_norms(model, x, labels, clip_norm, seed):
         (n,)
     """
     plan, weights, norms = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0), model.get_weights(), []
-    plain = bank.clone(model, seed, masks=False)
+    plain = bank.clone(model, seed)
     plain.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     private = tf_privacy_model(plain, plan, seed, checked=False)
     for i in range(len(x)):

@@ -70,9 +70,7 @@ def reference(job, m):
 def compile_plain(model, blueprint, loss):
     """Compile as the blueprint was, with an optimizer of its own that sparse kernels follow."""
     optimizer = type(blueprint.optimizer).from_config(blueprint.optimizer.get_config())
-    for layer in model.layers:
-        if isinstance(getattr(layer, "kernel_constraint", None), networks.Sparse):
-            layer.kernel_constraint.bind(optimizer)
+    networks.follow(model, optimizer)
     model.compile(optimizer, loss, loss_weights=blueprint.get_compile_config().get("loss_weights"))
 
 
@@ -442,8 +440,8 @@ def test_names_of_layers_do_not_change_the_key():
     lambda: chain(L.Dense(6), loss=squares), lambda: chain(L.Dense(6), loss=Later()),
     lambda: chain(L.Dense(6), optimizer=OPT.SGD(Falling())),
 ])  # fmt: skip
-def test_a_model_with_code_of_ones_own_is_not_kept_and_that_is_said(build, capsys, monkeypatch):
-    monkeypatch.setattr(bank, "_said", set())
+def test_a_model_with_code_of_ones_own_is_not_kept_and_that_is_said(build, capsys):
+    bank.say.cache_clear()
     job = bank._job(build(), FLOAT, LABELS, MANY, epochs=4, batch_size=4, seed=2)
     assert bank._paths(job, "folder") == [None] * 5 and "is not kept in the cache" in capsys.readouterr().out
 

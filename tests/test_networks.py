@@ -58,10 +58,10 @@ def test_the_proximal_step_solves_its_problem(by_row, adam, double):
     rng = np.random.default_rng(0)
     kernel = tf.Variable(rng.normal(size=(6, 3)), constraint=networks.Sparse(0.8, by_row, ramp=2.0))
     optimizer = (K.optimizers.Adam if adam else K.optimizers.SGD)(0.1)
-    kernel.constraint.bind(optimizer)
+    kernel.constraint.optimizer = optimizer
     free = tf.Variable(kernel, constraint=networks.Sparse(0.0, by_row))
     alone = type(optimizer)(0.1)
-    free.constraint.bind(alone)
+    free.constraint.optimizer = alone
     slope = tf.constant(rng.normal(size=(6, 3)))
     for one, value in ((optimizer, kernel), (alone, free)):
         one.apply_gradients([(slope, value)])

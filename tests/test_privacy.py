@@ -285,7 +285,7 @@ def twice():
 
 REFUSED = {
     r"\(BatchNormalization\)": lambda: own(L.Dense(5), L.BatchNormalization()),
-    r"\(Conv1D\)": lambda: networks.cnn(D, CLASSES, (4,)),
+    r"\(Reshape\)": lambda: networks.cnn(D, CLASSES, (4,)),
     "optimizer Adam": lambda: networks.softmax(D, CLASSES, optimizer="adam"),
     "optimizer SGD with clipnorm": lambda: own(optimizer=K.optimizers.SGD(0.1, clipnorm=1.0)),
     "loss Relaxed": lambda: own(loss=Relaxed()),
@@ -457,7 +457,7 @@ UNCLIPPED = {
     r"\(GaussianNoise\)": lambda: own(L.GaussianNoise(1)),
     r"\(Reshape\)": lambda: own(L.Reshape((D, 1)), L.Conv1D(2, 3), L.Flatten()),
     r"\(Lambda\)": lambda: own(L.Lambda(lambda x: x)), r"\(Sequential\)": lambda: own(K.Sequential([L.Dense(4)])),
-    "'own activation' ": lambda: own(L.Dense(4, activation=tf.nn.relu6, name="own activation")),
+    "'relu6' ": lambda: own(L.Dense(4, activation=tf.nn.relu6, name="relu6")),
     "'decays' ": lambda: own(L.Dense(4, kernel_regularizer="l2", name="decays")), "'twice' ": shared_layer,
 }  # fmt: skip
 
