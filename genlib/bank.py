@@ -100,6 +100,7 @@ class _Job:
     start: list | None = None
     clustering: dict | None = None
     center: object = None
+    average: float = 0.0
     plan: object = None
     form: str = "alone"
 
@@ -191,6 +192,8 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
         Nominal number of members of private models: sampling, noise and rate follow it, not the members drawn.
     center : genlib.privacy.Center, optional
         How private models with a noisy mean center their features.
+    average : float
+        Share of the last private steps whose weights are averaged.
     fault : str, optional
         Name in `genlib.privacy.FAULTS`: break private training on purpose, to show that an audit notices.
     cache : path-like, optional
@@ -470,7 +473,7 @@ def _paths(job, cache):
     if job.name is None:
         say("A model with code of your own is not kept in the cache, where a change of that code would not be seen")
         return nowhere
-    numbers = [job.epochs, job.batch_size, job.mixup, job.most, job.form, job.clustering, str(job.plan)]
+    numbers = [job.epochs, job.batch_size, job.mixup, job.average, job.most, job.form, job.clustering, str(job.plan)]
     code = [K.backend.floatx(), tf.__version__, results.code_digest(*CODE)]
     arrays = {"start": job.start, "weights": job.class_weight, "center": job.center and vars(job.center).values()}
     given = [part for name, values in arrays.items() if values is not None for part in (name, *values)]
@@ -663,7 +666,7 @@ def _in_members_span(job, m, who):
     rank = min(len(who), rows.shape[1])
     begun, free, further = _kernel_in_basis(job, m)
     begun = begun if job.spread is not None else turn.T @ begun  # a Gaussian start looks the same from everywhere
-    kept, gathered = outside_span(job.model, job.plan)
+    kept, gathered = outside_span(job.model, job.plan, job.average)
     outside = kept * begun[rank:] + gathered * rng.standard_normal(begun[rank:].shape)
 
     def whole(kernel):
@@ -679,17 +682,19 @@ def _in_members_span(job, m, who):
     return _Space(table, np.arange(len(who)), start, inside, on_features)
 
 
-def outside_span(model, plan):
+def outside_span(model, plan, average=0.0):
     """What private training on features leaves in a first-layer weight outside of the members' span.
 
-    There the gradients are zero, so start and noise go through a linear recursion of rate, momentum and decay; a unit
-    impulse of each tells how much of it is left at the end.
+    There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
+    averaging; a unit impulse of each tells how much of it is left at the end.
 
     Parameters
     ----------
     model : tf.keras.Model
         Compiled with SGD.
     plan : genlib.privacy.Mechanism
+    average : float
+        Share of the last steps whose weights are averaged.
 
     Returns
     -------
@@ -709,12 +714,14 @@ def outside_span(model, plan):
     optimizer, decay = model.optimizer.get_config(), float(getattr(_first(model).kernel_regularizer, "l2", 0.0))
     rate, momentum = optimizer["learning_rate"], optimizer["momentum"]
     # Column 0: the start; column 1 + t: the noise of step t.
-    weight, speed = np.eye(1, plan.steps + 1)[0], np.zeros(plan.steps + 1)
+    weight, speed, total = np.eye(1, plan.steps + 1)[0], 0.0, 0.0
+    averaged = max(1, round(average * plan.steps))
     for step in range(plan.steps):
         gradient = 2 * decay * weight + np.eye(1, plan.steps + 1, step + 1)[0]
         speed = momentum * speed - rate * gradient
         weight = weight + (momentum * speed - rate * gradient if optimizer["nesterov"] else speed)
-    return float(weight[0]), float(plan.noise / plan.divisor * np.sqrt((weight[1:] ** 2).sum()))
+        total = total + weight / averaged * (step >= plan.steps - averaged)
+    return float(total[0]), float(plan.noise / plan.divisor * np.sqrt((total[1:] ** 2).sum()))
 
 
 # Side by side.
@@ -761,7 +768,7 @@ def _bank(job, size):
     """A compiled bank for this job; each thread keeps the last two."""
     plan, width = job.plan, job.most if job.form == "span" else job.x.shape[1]
     promise = plan and (plan.clip_norm, plan.divisor, plan.same_mask)
-    key = (job.name, job.form, size, width, promise, K.backend.floatx())
+    key = (job.name, job.form, size, width, promise, job.average > 0, K.backend.floatx())
     held = vars(_held).setdefault("banks", {})
     bank = held.pop(key, None) or _build(job, size, width)
     if promise:
@@ -780,7 +787,8 @@ def _build(job, size, width):
     with layers.TRACING:
         kind = layers.Bank if job.plan is None else layers.PrivateBank
         bank = layers.stack(job.model, size, width + (job.first.units if in_span else 0), in_span, kind)
-        bank.compile((layers.SGD if plain else type(optimizer)).from_config(optimizer.get_config()), job.loss[0])
+        config = optimizer.get_config() | {"use_ema": job.average > 0}
+        bank.compile((layers.SGD if plain else type(optimizer)).from_config(config), job.loss[0])
     networks.follow(bank, bank.optimizer)
     return bank
 
@@ -845,6 +853,9 @@ def _run_private(job, bank, table, steps, models):
     """DP-SGD with its noise as data, a part of the steps at a time."""
     shapes, dtype = [variable.shape[1:] for variable in bank.own], job.x.dtype
     cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    # With Keras' moving average, momenta 0, 1/2, 2/3, ... over the last steps make it their mean.
+    late = np.cumsum(np.arange(job.plan.steps) >= job.plan.steps - max(1, round(job.average * job.plan.steps)))
+    steps["averaged"] = np.where(late > 0, 1 - 1 / np.maximum(late, 1), 1.0).astype(dtype)
     length = min(job.plan.steps, max(1, NOISE // (len(models) * int(cuts[-1]))))
     rngs = [rng_of(job.seed, m, 16) for m in models]
     for begin in range(0, job.plan.steps, length):
@@ -856,6 +867,7 @@ def _run_private(job, bank, table, steps, models):
         if count < length:  # filled up to one length, so that one compiled function serves all parts
             part = tf.nest.map_structure(lambda values: np.resize(values, (length, *values.shape[1:])), part)
         bank.compiled("train_step", (table, part, np.int32(count)))
+    bank.optimizer.finalize_variable_values(bank.own)
 
 
 def _cluster(job, bank, models, spaces, table):

@@ -229,6 +229,7 @@ class PrivateBank(Bank):
             decay = tf.add_n(self.losses) if self.losses else tf.zeros((), sums[0].dtype)
         slopes = tape.gradient(decay, self.own, unconnected_gradients="zero")
         grads = [(s + z) / self.divisor + d for s, z, d in zip(sums, step["noise"], slopes, strict=True)]
+        self.optimizer.ema_momentum = step["averaged"]
         self.optimizer.apply_gradients(zip(grads, self.own, strict=True))
 
 

@@ -280,7 +280,7 @@ def trade_off(fpr, noise_multiplier, steps):
     """Largest true positive rate that any membership attack can have against full-batch DP-SGD with this noise.
 
     It uses the training's own noise, not only one (epsilon, delta) of it: the whole training is one Gaussian mechanism,
-    and the curve is exact.
+    and the curve is exact. With Poisson batches, which only hide more, it holds too.
 
     Parameters
     ----------
@@ -365,7 +365,7 @@ def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
     epochs, batch_size
         As in `genlib.bank.train`.
     **options
-        ``start``, ``center`` and ``class_weight`` of `genlib.bank.train`.
+        ``start``, ``center``, ``class_weight`` and ``average`` of `genlib.bank.train`.
 
     Returns
     -------

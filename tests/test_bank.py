@@ -412,7 +412,7 @@ def test_all_that_training_depends_on_has_a_key_of_its_own():
         key_of(x=moved), key_of(labels=(LABELS + 1) % CLASSES), key_of(mixup=0.1), key_of(class_weight=[1, 1, 2.0]),
         key_of(targets=np.full((5, N, CLASSES), 1 / 3)), key_of(start=[0 * w for w in mlp().get_weights()]),
         key_of(clustering={"weight": 0.1}), key_of(clustering={"weight": 0.2}),
-        key_of(privacy=Privacy(1.0), n=12), key_of(privacy=Privacy(2.0), n=12),
+        key_of(privacy=Privacy(1.0), n=12), key_of(privacy=Privacy(1.0), n=12, average=0.5),
         key_of(privacy=Privacy(1.0), n=12, fault="no noise"), key_of(mlp(learning_rate=0.1)), key_of(mlp(momentum=0.1)),
         key_of(mlp(optimizer="adam")), key_of(mlp(group=0.1)), key_of(mlp(group=0.2)), key_of(mlp(group=0.2, ramp=9.0)),
         key_of(mlp(dropout=0.1)), key_of(mlp(dropout=0.2)), key_of(mlp(kernel_regularizer=R.L2(0.1))),

@@ -59,10 +59,10 @@ def trained(job):
 def textbook(x, labels, model, plan, start, job, m):
     """DP-SGD of a softmax regression, one patient at a time, in numpy, from the same batches and noise."""
     optimizer, decay = model.optimizer.get_config(), model.layers[0].kernel_regularizer.l2
-    rate, momentum = optimizer["learning_rate"], optimizer["momentum"]
+    rate, momentum, last = optimizer["learning_rate"], optimizer["momentum"], round(job.average * plan.steps)
     rows, sizes = bank.draw_poisson(len(x), plan, bank.rng_of(job.seed, m, 14))
     noise = bank.rng_of(job.seed, m, 16).standard_normal((plan.steps, (x.shape[1] + 1) * CLASSES), np.float32)
-    value, speed = np.concatenate([start[0], start[1][None]]), 0.0
+    value, speed, total = np.concatenate([start[0], start[1][None]]), 0.0, 0.0
     for t in range(plan.steps):
         drawn = np.split(plan.noise * noise[t].astype(float), [x.shape[1] * CLASSES])
         gradient = np.concatenate([part.reshape(-1, CLASSES) for part in drawn])
@@ -74,7 +74,8 @@ def textbook(x, labels, model, plan, start, job, m):
         gradient = gradient / plan.divisor + 2 * decay * np.r_[np.ones(x.shape[1]), 0][:, None] * value
         speed = momentum * speed - rate * gradient
         value = value + (momentum * speed - rate * gradient if optimizer["nesterov"] else speed)
-    return value
+        total = total + value / last * (t >= plan.steps - last)
+    return total
 
 
 @pytest.mark.parametrize("rate, nesterov", [(1.0, False), (0.3, True), (0.02, False)])
@@ -86,7 +87,7 @@ def test_a_run_on_features_is_the_textbook_step_by_step_and_number_by_number(rat
     model = networks.softmax(20, CLASSES, kernel_regularizer=R.L2(0.02), momentum=0.75, learning_rate=0.3)
     model.optimizer.nesterov = nesterov
     plan, start = Mechanism(0.7, 1.3, rate, steps=30, divisor=20 * rate), starts_of(model)
-    job = job_of(model, plan, members, x, start=start, class_weight=[0.5, 1.0, 4.0])
+    job = job_of(model, plan, members, x, start=start, average=0.4, class_weight=[0.5, 1.0, 4.0])
     assert job.form == "features"
     found = trained(job)
     for m, inside in enumerate(members):
@@ -105,7 +106,7 @@ def network(**options):
 def test_without_noise_the_span_is_features_with_clipping_dropout_and_all_else(rate, members, double, monkeypatch):
     model = network(momentum=0.75)
     plan = Mechanism(0.2, 0.0, rate, steps=30, divisor=6.0)
-    options = {"start": starts_of(model), "class_weight": [0.5, 1.0, 4.0]}
+    options = {"start": starts_of(model), "average": 0.4, "class_weight": [0.5, 1.0, 4.0]}
     job = job_of(model, plan, np.stack(members), **options)
     assert job.form == "span"
     in_span, on_features = trained(job), trained(dataclasses.replace(job, form="features"))
@@ -141,31 +142,36 @@ def regression(nesterov=False, **options):
     return model
 
 
+@pytest.mark.parametrize("average", [0.0, 0.5])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_left_outside_of_the_span_is_that_of_a_simulated_weight(variant):
-    model, plan = regression(**VARIANTS[variant]), Mechanism(1.0, 4.0, 1.0, 20, divisor=9.0)
-    rng = np.random.default_rng(0)
+def test_what_is_left_outside_of_the_span_is_that_of_a_simulated_weight(variant, average):
+    model, plan, rng = (
+        regression(**VARIANTS[variant]),
+        Mechanism(1.0, 4.0, 1.0, 20, divisor=9.0),
+        np.random.default_rng(0),
+    )
     begun = rng.normal(size=100_000)
     weight, decay = tf.Variable(begun), getattr(model.layers[0].kernel_regularizer, "l2", 0.0)
-    optimizer = K.optimizers.SGD.from_config(model.optimizer.get_config())
-    for _ in range(20):
+    optimizer, total, last = K.optimizers.SGD.from_config(model.optimizer.get_config()), 0.0, round(20 * average) or 1
+    for step in range(20):
         gradient = rng.normal(0, 4 / 9, begun.shape) + 2 * decay * weight.numpy()
         optimizer.apply_gradients([(tf.constant(gradient), weight)])
-    kept, gathered = bank.outside_span(model, plan)
-    assert np.mean(weight.numpy() * begun) == pytest.approx(kept, abs=0.02)
-    assert np.std(weight.numpy() - kept * begun) == pytest.approx(gathered, rel=0.01)
+        total = total + weight.numpy() / last * (step >= 20 - last)
+    kept, gathered = bank.outside_span(model, plan, average)
+    assert np.mean(total * begun) == pytest.approx(kept, abs=0.02)
+    assert np.std(total - kept * begun) == pytest.approx(gathered, rel=0.01)
 
 
-@pytest.mark.parametrize("variant, given", [("all", False), ("nesterov", False), ("L2", True)])
-def test_kernels_have_outside_of_the_span_what_a_run_on_features_gathers(variant, given):
+@pytest.mark.parametrize("variant, average, given", [("all", 0.5, False), ("nesterov", 0.0, False), ("L2", 0.5, True)])
+def test_kernels_have_outside_of_the_span_what_a_run_on_features_gathers(variant, average, given):
     model, plan = regression(**VARIANTS[variant]), Mechanism(1.0, 4.0, 1.0, 12, divisor=9.0)
     options = {"start": starts_of(model)} if given else {}
-    found = trained(job_of(model, plan, np.tile(HALF, (40, 1)), FLOAT, **options))
+    found = trained(job_of(model, plan, np.tile(HALF, (40, 1)), FLOAT, average=average, **options))
     kernels = found["weights_0"].astype(float)
     np.testing.assert_allclose(FLOAT @ kernels, found["inside"], atol=1e-4)
     np.testing.assert_allclose(found["inside"] + found["weights_1"][:, None], found["logits"], atol=1e-5)
     axes = np.linalg.qr(X[HALF].T, mode="complete")[0][:, 12:]
-    kept, gathered = bank.outside_span(model, plan)
+    kept, gathered = bank.outside_span(model, plan, average)
     known = kept * options["start"][0] if given else 0
     spread = gathered if given else np.hypot(gathered, kept * np.sqrt(1 / D))
     outside = np.einsum("sdk,de->ske", kernels - known, axes).reshape(-1, 28) / spread
@@ -180,10 +186,10 @@ def test_kernels_have_outside_of_the_span_what_a_run_on_features_gathers(variant
 def test_the_span_and_features_give_the_same_law(kind):
     members, count = np.arange(14) < 9, 200
     if kind == "regression":
-        model, plan = regression(**VARIANTS["all"]), Mechanism(1.0, 4.0, 1.0, 12, divisor=9.0)
+        model, plan, average = regression(**VARIANTS["all"]), Mechanism(1.0, 4.0, 1.0, 12, divisor=9.0), 0.5
     else:
-        model, plan = network(momentum=0.5), Mechanism(0.5, 1.0, 0.4, 10, divisor=4.0)
-    job = job_of(model, plan, np.tile(members, (count, 1)), FLOAT[:14], LABELS[:14])
+        model, plan, average = network(momentum=0.5), Mechanism(0.5, 1.0, 0.4, 10, divisor=4.0), 0.3
+    job = job_of(model, plan, np.tile(members, (count, 1)), FLOAT[:14], LABELS[:14], average=average)
     assert job.form == "span"
     runs = []
     for form, seed in (("span", 3), ("features", 4)):
@@ -353,7 +359,7 @@ def test_weights_of_a_centered_model_are_for_features_as_they_were():
 # --- release --------------------------------------------------------------------------------------------------------
 
 RELEASES = {
-    "span, Poisson": (network, {"batch_size": 8}),
+    "span, Poisson": (network, {"batch_size": 8, "average": 0.5}),
     "features": (lambda: networks.softmax(20, CLASSES), {"x": FLOAT[:, :20], "class_weight": [1.0, 2.0, 0.5]}),
     "centered": (
         lambda: networks.softmax(D, CLASSES),
