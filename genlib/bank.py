@@ -288,9 +288,8 @@ def _check(job):
     refuse(job.epochs < 1 or (job.batch_size or 1) < 1, f"{found}: must be whole numbers of at least 1")
     weights, soft, shape = job.class_weight, job.targets, (*members.shape, k)
     refuse(weights is not None and weights.shape != (k,), f"class weights for {k} classes: give one for each")
-    refuse(soft is not None and soft.shape != shape, f"targets {np.shape(soft)}: must be (M, n, k) = {shape}")
-    added = soft is None or np.allclose(soft.sum(axis=2), 1, atol=1e-4)
-    refuse(not added, "targets: the rows of a model's and a patient's classes must add up to 1")
+    wrong = soft is not None and (soft.shape != shape or not np.allclose(soft.sum(axis=2), 1, atol=1e-4))
+    refuse(wrong, f"targets {np.shape(soft)}: must be (M, n, k) = {shape}, and rows add up to 1")
     given, wanted = ([w.shape for w in weights or ()] for weights in (job.start, model.get_weights()))
     refuse(job.start is not None and given != wanted, f"start has shapes {given}; the model's are {wanted}")
 

@@ -183,8 +183,7 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     >>> [layer.units for layer in mlp(20, 3, hidden=(8, 4)).layers]
     [8, 4, 3]
     """
-    sparse = Sparse(group, True, ramp) if group else None
-    front = [K.Input((n_features,))]
+    front, sparse = [K.Input((n_features,))], Sparse(group, True, ramp) if group else None
     model = _dense(front, n_classes, hidden, "relu", (START, LAST), dropout, sparse, kernel_regularizer)
     return finish(model, **compiled)
 
@@ -214,8 +213,8 @@ def deeptype(
     >>> deeptype(20, 3, group=0.1).layers[0].kernel_constraint.by_row
     True
     """
-    sparse = Sparse(group, True, ramp) if group else None
-    front, starts = [K.Input((n_features,))], (DEEPTYPE_START, DEEPTYPE_START)
+    front, sparse = [K.Input((n_features,))], Sparse(group, True, ramp) if group else None
+    starts = (DEEPTYPE_START, DEEPTYPE_START)
     model = _dense(front, n_classes, hidden, "sigmoid", starts, dropout, sparse, kernel_regularizer)
     return finish(model, **compiled)
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import pathlib
 
 import dp_accounting
 import numpy as np
@@ -21,13 +22,7 @@ K = tf.keras
 NEIGHBORS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 # Privacy losses are rounded up to this grid: coarser than the library's own, ten times faster, and never optimistic.
 LOSS_GRID = 1e-3
-NOT_COVERED = """Not covered: the choice of hyperparameters; the choice of the cohort's genes by variance and missing
-values; labels that were called by comparing patients with one another; the panel, published centroids and prevalence,
-the class list and the nominal number of members, which are taken as public; floating-point rounding and the random
-number generator."""
-RELEASED = "The noise was drawn from the operating system's entropy and no seed was kept."
-STUDIED = """The noise of a study run follows from its recorded seed, so that it can be repeated: whoever knows the seed
-can subtract it. Not for release."""
+STATEMENT = pathlib.Path(__file__).parent / "data" / "privacy_statement.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,16 +327,16 @@ def statement(privacy, plan, panel=None, released=False):
     if privacy is None:
         return "No privacy guarantee: the model was trained without differential privacy."
     sigma, rate = plan.noise_multiplier, plan.rate
-    reached = accountant_epsilon(sigma, plan.releases, privacy.delta, rate)
-    mean = " and one noisy mean of the features" if privacy.noisy_mean else ""
-    genes = f"the published {panel} panel" if panel else "all genes that were given"
-    batches = "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}"
-    words = f"""(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors:
-training with any one patient or without gives models that are hard to tell apart. It covers the {plan.steps} gradient
-steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier {sigma:.3f}, nominally
-{plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy loss distributions. The preprocessing is
-per patient or public and costs nothing. Features are {genes}. {NOT_COVERED} {RELEASED if released else STUDIED}"""
-    return words.replace("\n", " ")
+    words = {
+        "epsilon": accountant_epsilon(sigma, plan.releases, privacy.delta, rate),
+        "mean": " and one noisy mean of the features" if privacy.noisy_mean else "",
+        "genes": f"the published {panel} panel" if panel else "all genes that were given",
+        "batches": "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}",
+    }
+    # The guarantee, then how the noise came about in a study run and in a release.
+    text, studied, unseeded = STATEMENT.read_text(encoding="utf-8").split("\n\n")
+    text = text.format(privacy=privacy, plan=plan, n=plan.divisor / rate, **words)
+    return " ".join(f"{text} {unseeded if released else studied}".split())
 
 
 def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
