@@ -366,8 +366,9 @@ def _check_private(job, odd):
     refuse(named != "SGD", f"optimizer {named}; {way_out}")
     twice = job.mixup or job.clustering or job.targets is not None
     refuse(twice, f"mixup, clustering and soft targets use a patient twice, or are learned; {way_out}")
-    named = type(job.model.loss).__name__
-    refuse(hasattr(job.model.loss, "epoch"), f"loss {named} mixes the patients of a batch; {way_out}")
+    loss = type(job.loss[0])
+    mixes = loss.__call__ is not K.losses.Loss.__call__
+    refuse(mixes, f"loss {loss.__name__} mixes the patients of a batch; {way_out}")
 
 
 def _loss_of(model, reduction):
