@@ -15,22 +15,6 @@ LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 BELOW = {"loc": "outside lower center", "fontsize": 8}
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "savefig.bbox": "tight",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "errorbar.capsize": 2,
-    # The same figure gives the same file: no random ids, no date.
-    "svg.hashsalt": "genlib",
-    "svg.fonttype": "none",
-}
 # Every defense of the study has its place, so that it looks the same in every figure.
 DEFENSES = [
     "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
@@ -42,7 +26,7 @@ DEFENSES = [
 
 def style():
     """Set the style for all figures that follow."""
-    plt.rcParams.update(STYLE)
+    plt.style.use(pathlib.Path(__file__).parent / "data" / "study.mplstyle")
 
 
 def look(names):
@@ -84,11 +68,10 @@ def _spread(part, value="estimate", low="low", high="high"):
 def _level(axes, value, words, upright=False):
     """A thin gray line across at a value, with its name at the end."""
     if value is not None:
-        draw, place, kinds, side = axes.axhline, (1, value), ("axes fraction", "data"), "right"
-        if upright:
-            draw, place, kinds, side = axes.axvline, (value, 1), ("data", "axes fraction"), "center"
-        draw(value, color="0.6", lw=0.8)
-        axes.annotate(words, place, xycoords=kinds, color="0.4", ha=side, va="bottom")
+        (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
+        place, ha = ((value, 1), "center") if upright else ((1, value), "right")
+        across = axes.get_xaxis_transform() if upright else axes.get_yaxis_transform()
+        axes.text(*place, words, transform=across, color="0.4", ha=ha, va="bottom")
 
 
 def save(figure, run_folder, name):

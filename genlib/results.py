@@ -40,6 +40,7 @@ COUNTS = ["n_patients", "n_models", "false_positives", "false_positive_patients"
 KEYS = [name for name in COLUMNS if name not in [*NUMBERS[2:], *COUNTS]]  # what tells two rows apart
 SETTING = ["notebook", "cohort", "features", "network", "trainer", "defense", "strength", "epsilon", "start"]
 INTERVAL = ["estimate", "low", "high"]
+UTILITY, RISK = ([name, f"{name}_low", f"{name}_high"] for name in ("utility", "risk"))
 VERDICTS = ["passes", "cannot be told", "fails"]
 FOUND = "TPR at FPR 0.01"  # the risk that a tolerance speaks of: members found at 1 false accusation in 100
 HERE = pathlib.Path(__file__).parent
@@ -293,10 +294,6 @@ def risks(table, metric=FOUND):
     return pd.concat([found, *(weights.assign(notebook=name) for name in others)], ignore_index=True)
 
 
-def _called(table, name):
-    return table.rename(columns=dict(zip(INTERVAL, [name, f"{name}_low", f"{name}_high"], strict=True)))
-
-
 def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
     """Put every setting that was attacked into one row: its utility to held-out patients, and its strongest attack.
 
@@ -323,11 +320,13 @@ def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
     """
     # Models by TF-Privacy are there to be compared with the bank's, and no settings of their own.
     table = table[table["trainer"] != "tf-privacy"]
-    useful = _called(select(table, metric=utility, group=group, attack="", control=""), "utility")
-    worst = _called(select(risks(table, risk), group=group), "risk")
-    worst = worst.sort_values(["risk", "attack", "attacker"], ascending=[False, True, True]).drop_duplicates(SETTING)
-    useful = useful[[*SETTING, "shared", "n_patients", "utility", "utility_low", "utility_high"]]
-    found = useful.merge(worst[[*SETTING, "attack", "attacker", "risk", "risk_low", "risk_high", "bound"]], on=SETTING)
+    useful = select(table, metric=utility, group=group, attack="", control="")
+    worst = select(risks(table, risk), group=group)
+    worst = worst.sort_values(["estimate", "attack", "attacker"], ascending=[False, True, True])
+    useful = useful.rename(columns=dict(zip(INTERVAL, UTILITY, strict=True)))
+    worst = worst.rename(columns=dict(zip(INTERVAL, RISK, strict=True)))
+    worst = worst.drop_duplicates(SETTING)[[*SETTING, "attack", "attacker", *RISK, "bound"]]
+    found = useful[[*SETTING, "shared", "n_patients", *UTILITY]].merge(worst, on=SETTING)
     found.insert(0, "setting", [label(row) for row in found.to_dict("records")])
     for column, same, width in (("network", ["setting", "notebook"], None), ("notebook", ["setting"], 2)):
         twice = found.duplicated(same, keep=False)  # of a notebook its number is enough

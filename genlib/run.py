@@ -442,9 +442,8 @@ def _run_notebooks(run):
 
 
 def _is_finished(notebook, folder, fingerprint):
-    mark = folder / "finished" / f"{notebook}.json"
-    there = (folder / f"{notebook}.ipynb").exists() and mark.exists()
-    return there and json.loads(mark.read_text())["fingerprint"] == fingerprint
+    path = folder / f"{notebook}.ipynb"
+    return path.exists() and nbformat.read(path, as_version=4).metadata.get("fingerprint") == fingerprint
 
 
 def execute(notebook, chosen, folder, fingerprint):
@@ -457,7 +456,7 @@ def execute(notebook, chosen, folder, fingerprint):
         Parameters; those that the notebook does not take are left out.
     folder : pathlib.Path
     fingerprint : str
-        Digest of all that the result depends on.
+        Digest of all that the result depends on, kept in the executed notebook.
 
     Raises
     ------
@@ -468,45 +467,35 @@ def execute(notebook, chosen, folder, fingerprint):
     if _is_finished(notebook, folder, fingerprint):
         print("      finished before, unchanged", flush=True)
         return
-    mark = folder / "finished" / f"{notebook}.json"
-    mark.unlink(missing_ok=True)
-    partial, failed = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.failed.ipynb"
-    start = time.perf_counter()
+    # Relative paths: the executed notebook records them, and it is meant to be shown to others.
+    source, partial = map(os.path.relpath, (NOTEBOOKS / f"{notebook}.ipynb", folder / f"{notebook}.partial.ipynb"))
+    bar = {"desc": notebook, "leave": False} if sys.stderr.isatty() else False
     try:
-        # Relative paths: the executed notebook records them, and it is meant to be shown to others.
-        source, target = (os.path.relpath(path) for path in (NOTEBOOKS / f"{notebook}.ipynb", partial))
-        bar = {"desc": notebook, "leave": False} if sys.stderr.isatty() else False
-        papermill.execute_notebook(source, target, parameters_for(notebook, chosen), progress_bar=bar, **KERNEL)
+        papermill.execute_notebook(source, partial, parameters_for(notebook, chosen), progress_bar=bar, **KERNEL)
     except papermill.PapermillExecutionError as error:
-        os.replace(partial, failed)
         said = _typed(" ".join(f"{error.ename}: {error.evalue}".split()))
-        where = f"the notebook as far as it came: {os.path.relpath(failed)}"
+        where = f"the notebook as far as it came: {partial}"
         raise RunError(f"{notebook} failed in cell {error.cell_index}: {said}; {where}") from None
     except RuntimeError as error:  # DeadKernelError is one, and what comes before a kernel answers
         raise RunError(
             f"{notebook}: its process was killed ({error}), perhaps by the system for lack of memory; free some, or "
             "take a smaller profile or cohort, and give the same command again: what was finished is kept"
         ) from None
-    seconds = round(time.perf_counter() - start, 1)
     # One stream a cell, and of a progress bar what stood last: a kernel sends line by line what a cell prints.
-    joined, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nbformat.read(partial, as_version=4), {})
+    made, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nbformat.read(partial, as_version=4), {})
+    made.metadata["fingerprint"] = fingerprint
     with results.atomic_path(folder / f"{notebook}.ipynb") as part:
-        nbformat.write(joined, part)
-    results.save_json(mark, {"fingerprint": fingerprint, "seconds": seconds})
-    for left in (partial, failed):
-        left.unlink(missing_ok=True)
-    marks = {path.stem: json.loads(path.read_text()) for path in sorted(mark.parent.iterdir())}
-    times = pd.DataFrame([[name, one.get("seconds")] for name, one in marks.items()], columns=["notebook", "seconds"])
-    with results.atomic_path(folder / "timings.csv") as part:
-        times.to_csv(part, index=False)
-    print(f"      {seconds:.0f} s", flush=True)
+        nbformat.write(made, part)
+    os.remove(partial)
+    print(f"      {made.metadata.papermill.duration:.0f} s", flush=True)
 
 
-def apart(notebook, folder):
-    """Run a notebook that needs no cohort, always anew: a time that was measured once is no result to keep."""
+def apart(notebook, folder, **chosen):
+    """Run a notebook of no single cohort, always anew: a time that was measured once is no result to keep."""
     with _alone(folder):
-        results.update_manifest(folder, notebook, results.environment())
-        execute(notebook, {"run_folder": os.path.relpath(folder, NOTEBOOKS)}, folder, f"at {time.time()}")
+        results.update_manifest(folder, "environment", results.environment())
+        chosen["run_folder"] = os.path.relpath(folder, NOTEBOOKS)
+        execute(notebook, chosen, folder, f"at {time.time()}")
         # A run's page lists it with the others.
         (report.write if (folder / "results.csv").exists() else report.pages)(folder)
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(folder)}")
@@ -551,30 +540,18 @@ def sweep(runs, folder, scheduler=None):
         table.to_csv(part, index=False)
     failed = table[table["outcome"] != "finished"]
     problems = [f"- {row['run']}: {row['outcome']}" for row in failed.to_dict("records")]
+    complete = [OUTPUTS / name for name in table["run"].drop(failed.index)]
+    complete = [one for one in complete if (one / "parts" / "03_answers.csv").exists()]
     try:
-        _across([OUTPUTS / name for name in table["run"].drop(failed.index)], folder)
+        if complete:
+            apart(ACROSS, folder, runs=[os.path.relpath(one, NOTEBOOKS) for one in complete])
+        else:
+            print(f"{ACROSS} is left out: no run has the results of 01 to 03.")
     except RunError as error:
         problems.append(f"- {folder.name}: {error}")
     if problems:
         said = f"{len(failed)} of {len(table)} runs failed; the same command does only what failed again:"
         raise RunError("\n".join(["", said, *problems]))
-
-
-def _across(folders, folder):
-    """Run ``10_across_cohorts`` over the runs that have what it reads."""
-    complete = [one for one in folders if (one / "parts" / "03_answers.csv").exists()]
-    if not complete:
-        print(f"{ACROSS} is left out: no run has the results of 01 to 03.")
-        return
-    chosen = {"runs": [os.path.relpath(one, NOTEBOOKS) for one in complete]}
-    chosen["run_folder"] = os.path.relpath(folder, NOTEBOOKS)
-    read = [
-        results.file_digest(path)
-        for path in (NOTEBOOKS / f"{ACROSS}.ipynb", *(one / "results.csv" for one in complete))
-    ]
-    results.update_manifest(folder, "environment", results.environment())
-    execute(ACROSS, chosen, folder, results.digest(read, chosen, results.code_digest()))
-    print(f"\nWhat holds over the runs is in {os.path.relpath(folder)}")
 
 
 def side_by_side(n_runs):
@@ -660,17 +637,14 @@ def run_one(words, name, wanted):
     if version() != wanted:
         said = "this worker has another genlib than the sweep was begun with, or other packages; install the same on"
         return f"{said} {platform.node()}, and start its workers anew"
-    try:
-        (OUTPUTS / name).mkdir(parents=True, exist_ok=True)
-        with open(OUTPUTS / name / "log.txt", "a+") as log:
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), file=log, flush=True)
-            command = [sys.executable, "-m", "genlib", *words, "--run", name]
-            environment = {**os.environ, "PYTHONPATH": str(NOTEBOOKS.parent)}
-            done = subprocess.run(command, cwd=NOTEBOOKS, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            log.seek(0)
-            last = log.read().strip().splitlines()[-1]
-    except OSError as error:
-        return _accident(error)
+    folder, command = OUTPUTS / name, [sys.executable, "-m", "genlib", *words, "--run", name]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a+") as log:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), file=log, flush=True)
+        here = {"cwd": NOTEBOOKS, "env": {**os.environ, "PYTHONPATH": str(NOTEBOOKS.parent)}}
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, **here)
+        log.seek(0)
+        last = log.read().splitlines()[-1]
     return last.removeprefix("run_all.sh: ") if done.returncode else "finished"
 
 
@@ -755,15 +729,15 @@ def compare(table, reference, same):
     both = left.merge(right, on=keys, how="outer", suffixes=("", " of reference"), indicator="why")
     both["why"] = both["why"].map({"left_only": "added", "right_only": "missing", "both": ""}).astype(object)
     if same:
-        numbers = [name for name in (*results.NUMBERS, *results.COUNTS) if name not in keys]
-        pairs = [(both[name].astype(float), both[f"{name} of reference"].astype(float)) for name in numbers]
-        equal = np.all([(one == other) | (one.isna() & other.isna()) for one, other in pairs], axis=0)
-        both.loc[(both["why"] == "") & ~equal, "why"] = "differs"
+        numbers = [*results.INTERVAL, "bound", *results.COUNTS]
+        one, other = (both[[f"{name}{of}" for name in numbers]].astype(float) for of in ("", " of reference"))
+        other.columns = numbers
+        beyond = ~(one.eq(other) | (one.isna() & other.isna())).all(axis=1)
     else:
         far = _distances(both)
         spread = min(1.0, np.nanquantile(far, 0.9) / 1.645)
-        limit = max(1.0, spread * scipy.stats.norm.isf(0.01 / len(both)))
-        both.loc[(both["why"] == "") & (far > limit), "why"] = "further than resampling explains"
+        beyond = far > max(1.0, spread * scipy.stats.norm.isf(0.01 / len(both)))
+    both.loc[(both["why"] == "") & beyond, "why"] = "differs" if same else "further than resampling explains"
     shown = both[both["why"] != ""].rename(columns={"estimate of reference": "reference"})
     return shown[[*results.KEYS, "estimate", "reference", "low of reference", "high of reference", "why"]]
 
