@@ -86,14 +86,6 @@ def _interval(row, kind):
     return {"estimate": row[kind], "low": row[f"{kind}_low"], "high": row[f"{kind}_high"]}
 
 
-def rarest_class(table):
-    """Name the class with the fewest patients, from the rows of notebook 01."""
-    sizes = class_sizes(table)
-    if sizes.empty:
-        raise LookupError("no results of 01_cohort say how many patients a class has; run it first")
-    return sizes.idxmin()
-
-
 def class_sizes(table):
     """Patients of every class, from the rows of notebook 01."""
     patients = results.select(table, notebook="01_cohort", metric="patients")

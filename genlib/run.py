@@ -50,18 +50,14 @@ SEVERAL = ("cohort", "network", "seed")
 CORES_A_RUN = 2
 MEMORY_A_RUN = 4e9  # bytes
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
-KERNEL = {
-    "cwd": NOTEBOOKS,
-    # On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds.
-    "start_timeout": 900,
-    "iopub_timeout": 900,
-    # The kernel warns about its loopback socket on every start and about being interrupted at its end. What
-    # TensorFlow's C++ logs, past every level that it can be told, says nothing to a reader: it goes nowhere.
-    "extra_arguments": [
-        "--IPKernelApp.log_level=CRITICAL", "--IPKernelApp.capture_fd_output=False",
-        "--IPKernelApp.exec_lines=import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2)",
-    ],
-}  # fmt: skip
+# On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds.
+KERNEL = {"cwd": NOTEBOOKS, "start_timeout": 900, "iopub_timeout": 900}
+# The kernel warns about its loopback socket on every start and about being interrupted at its end. What TensorFlow's
+# C++ logs, past every level that it can be told, says nothing to a reader: it goes nowhere.
+KERNEL["extra_arguments"] = [
+    "--IPKernelApp.log_level=CRITICAL", "--IPKernelApp.capture_fd_output=False",
+    "--IPKernelApp.exec_lines=import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2)",
+]  # fmt: skip
 
 
 class OptionError(ValueError):
@@ -278,13 +274,11 @@ def _file(value, folder=NOTEBOOKS):
 
 def _located(values, folder):
     """Count paths from where notebooks run, whatever folder they are counted from: they are recorded, and shown."""
-    found = {}
-    for name in PATHS:
-        given = str(values.get(name))
-        if given not in _known_cohorts() and (name in PATHS[:2] or "." in given):  # a folder may be called mlp
-            path, rest = _file(given, folder)
-            found |= {name: os.path.relpath(path, NOTEBOOKS) + rest} if path else {}
-    return {**values, **found}
+    for name in [name for name in PATHS if values.get(name) and values[name] not in _known_cohorts()]:
+        path, rest = _file(values[name], folder)
+        if path and (name in PATHS[:2] or "." in values[name]):  # a folder may be called mlp
+            values = values | {name: os.path.relpath(path, NOTEBOOKS) + rest}
+    return values
 
 
 def _contents(value):
@@ -725,8 +719,8 @@ def compare(table, reference, same):
     ['differs']
     """
     left, right = (one.assign(time=one.groupby(results.KEYS, dropna=False).cumcount()) for one in (table, reference))
-    keys = [*results.KEYS, "time"]
-    both = left.merge(right, on=keys, how="outer", suffixes=("", " of reference"), indicator="why")
+    named = {"suffixes": ("", " of reference"), "indicator": "why"}
+    both = left.merge(right, on=[*results.KEYS, "time"], how="outer", **named)
     both["why"] = both["why"].map({"left_only": "added", "right_only": "missing", "both": ""}).astype(object)
     if same:
         numbers = [*results.INTERVAL, "bound", *results.COUNTS]

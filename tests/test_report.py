@@ -282,7 +282,9 @@ def test_a_run_that_is_not_complete_says_what_is_missing(run):
     (run / "09_report.ipynb").unlink()
     results.select(results.read(run / "results.csv"), notebook="01_cohort").to_csv(run / "results.csv", index=False)
     lacking = report.write(run)
-    assert "no risk card: a card needs" in lacking[0] and lacking[1] == "index.html has no answer: 09_report was not run"
+    assert (
+        "no risk card: a card needs" in lacking[0] and lacking[1] == "index.html has no answer: 09_report was not run"
+    )
     assert lacking[1] in "".join(Reader(run / "index.html").text) and not (run / "risk_card.md").exists()
 
 
