@@ -13,6 +13,7 @@ import fcntl
 import functools
 import itertools
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -58,6 +59,8 @@ KERNEL["extra_arguments"] = [
     "--IPKernelApp.log_level=CRITICAL", "--IPKernelApp.capture_fd_output=False",
     "--IPKernelApp.exec_lines=import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2)",
 ]  # fmt: skip
+
+logging.getLogger("papermill").addHandler(logging.NullHandler())  # it says of a dead kernel what a `RunError` says
 
 
 class OptionError(ValueError):
