@@ -69,7 +69,7 @@ def _level(axes, value, words, upright=False):
     """A thin gray line across at a value, with its name at the end."""
     if value is not None:
         (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
-        place, ha = ((value, 1), "center") if upright else ((1, value), "right")
+        place, ha = ((value, 1), "center") if upright else ((0.01, value), "left")
         across = axes.get_xaxis_transform() if upright else axes.get_yaxis_transform()
         axes.text(*place, words, transform=across, color="0.4", ha=ha, va="bottom")
 

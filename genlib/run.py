@@ -279,7 +279,7 @@ def _located(values, folder):
     """Count paths from where notebooks run, whatever folder they are counted from: they are recorded, and shown."""
     for name in [name for name in PATHS if values.get(name) and values[name] not in _known_cohorts()]:
         path, rest = _file(values[name], folder)
-        if path and (name in PATHS[:2] or "." in values[name]):  # a folder may be called mlp
+        if path and (name in PATHS[:2] or path.is_file()):  # a folder may be called mlp
             values = values | {name: os.path.relpath(path, NOTEBOOKS) + rest}
     return values
 
