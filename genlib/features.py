@@ -70,18 +70,21 @@ def transform(cohort, kind="rank", panel=None, reference=None):
 def _by_reference(values, symbols, reference):
     if reference is None:
         return values
-    former = former_symbols()
-    found = [next((s for s in (gene, *former.get(gene, ())) if s in reference.index), None) for gene in symbols]
-    if None in found:
-        missing = [gene for gene, name in zip(symbols, found, strict=True) if name is None]
-        raise ValueError(
-            f"{len(missing)} of {len(symbols)} genes are not in the reference: {', '.join(missing[:10])}; choose a "
-            "panel that it covers"
-        )
+    found = _rows_of(reference, symbols, "the reference has no gene", "choose a panel that it covers")
     mean, sd = (reference.loc[found, column].to_numpy(np.float32) for column in ("mean", "sd"))
     if not (np.isfinite(mean).all() and np.isfinite(sd).all() and (sd > 0).all()):
         raise ValueError("the reference holds missing values, or an sd that is not above 0")
     return (values - mean) / sd
+
+
+def _rows_of(table, symbols, words, way):
+    """Names of a table's rows for genes, by their symbols or former ones; those that it lacks are refused."""
+    former = former_symbols()
+    found = {symbol: [s for s in (symbol, *former.get(symbol, ())) if s in table.index] for symbol in symbols}
+    missing = [symbol for symbol, names in found.items() if not names]
+    if missing:
+        raise ValueError(f"{words} {', '.join(missing[:10])} ({len(missing)} of {len(found)}); {way}")
+    return [names[0] for names in found.values()]
 
 
 def reference_of(cohort, kind="rank", panel=None):
@@ -183,11 +186,10 @@ def find_panel(cohort, panel):
     found = [next((place[name] for name in names[gene] if name in place), None) for gene in genes]
     missing = [gene for gene, column in zip(genes, found, strict=True) if column is None]
     if not genes or len(missing) > len(genes) / 2:
-        raise ValueError(
-            f"panel {name}: {len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are "
-            f"needed; missing: {', '.join(missing[:10])}. Its genes are called {', '.join(cohort.genes[:3])}; they "
-            "must be named by symbol, as ESR1, or by Entrez id. Or give another panel, or none (--panel none)"
-        )
+        words = f"{len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are needed"
+        words += f"; missing: {', '.join(missing[:10])}. Its genes are called {', '.join(cohort.genes[:3])}"
+        way = "they must be named by symbol, as ESR1, or by Entrez id. Or give another panel, or none (--panel none)"
+        raise ValueError(f"panel {name}: {words}; {way}")
     return np.array([column for column in found if column is not None]), missing
 
 
@@ -220,16 +222,13 @@ def read_panel(name):
     path, wanted = _panel_file(name)
     if not path.exists():
         known = sorted(p.stem for p in DATA.glob("*.gmt"))
-        raise ValueError(
-            f"unknown panel '{name}': there is no file {path}; known panels: {', '.join(known)}; or give a GMT file "
-            "(FILE.gmt#SET) or a list of gene symbols"
-        )
+        words = f"unknown panel '{name}': there is no file {path}; known panels: {', '.join(known)}"
+        raise ValueError(f"{words}; or give a GMT file (FILE.gmt#SET) or a list of gene symbols")
     sets = _gene_sets(path)
     if wanted not in sets and (wanted or len(sets) > 1):
         shown = ", ".join(list(sets)[:10])
-        raise ValueError(
-            f"panel '{name}': choose one of the {len(sets)} gene sets of {path.name} as FILE.gmt#SET: {shown}"
-        )
+        words = f"choose one of the {len(sets)} gene sets of {path.name} as FILE.gmt#SET"
+        raise ValueError(f"panel '{name}': {words}: {shown}")
     return sets[wanted] if wanted else next(iter(sets.values()))
 
 
@@ -422,17 +421,10 @@ def signature(cohort, panel="pam50"):
     table = _table(path)
     missing = [name for name in cohort.classes if name not in table]
     if missing:
-        raise ValueError(
-            f"no published centroid of {panel} for class {', '.join(missing)}; there are {', '.join(table)}. Name the "
-            "cohort's classes alike, or train without a signature"
-        )
-    former = former_symbols()
-    columns, _ = find_panel(cohort, panel)
-    symbols = [str(symbol) for symbol in cohort.data.var_names[columns]]
-    found = [next((s for s in (symbol, *former.get(symbol, ())) if s in table.index), None) for symbol in symbols]
-    if None in found:
-        absent = [symbol for symbol, name in zip(symbols, found, strict=True) if name is None]
-        raise ValueError(f"no published centroid of {panel} for gene {', '.join(absent)}; add them to {path}")
+        words = f"no published centroid of {panel} for class {', '.join(missing)}; there are {', '.join(table)}"
+        raise ValueError(f"{words}. Name the cohort's classes alike, or train without a signature")
+    symbols = [str(symbol) for symbol in cohort.data.var_names[find_panel(cohort, panel)[0]]]
+    found = _rows_of(table, symbols, f"no published centroid of {panel} for gene", f"add them to {path}")
     chosen = table.loc[found, list(cohort.classes)].to_numpy().T
     shares = table.loc["prevalence", list(cohort.classes)].to_numpy(float)
     return Signature(chosen - chosen.mean(axis=1, keepdims=True), shares / shares.sum())

@@ -99,6 +99,7 @@ class Options:
     layer: str = None
     drop_constant_genes: bool = False
     name: str = None
+    classes: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         """Take words, numbers and lists as they are meant, and refuse what may be meant in two ways."""
@@ -412,6 +413,18 @@ def _obs(table, options, path, samples=None):
     who = [c for c in others if str(c).lower() in WORDS["patients"] and options.patient is None]
     obs = pd.DataFrame(columns | {f"who {c}": table[c] for c in who}).reset_index(drop=True)
     return obs.apply(words_of).assign(place=np.arange(len(obs)) + 1)
+
+
+def read(path, options):
+    """Read a file or folder by its form, and pass it through the checks: checked `Parts`."""
+    if path.is_dir() and not any(path.glob("*.parquet")):
+        parts, options = read_folder(path, options)
+    elif options.clinical:
+        parts = read_matrix(path, pathlib.Path(options.clinical), options)
+    else:
+        parts = (read_h5ad if path.suffix.lower() == ".h5ad" else read_table)(path, options)
+    check(parts, options)
+    return parts
 
 
 def read_table(path, options):
@@ -880,6 +893,7 @@ def _tidy(words, options):
     words = pd.Series(list(words), dtype=object).map(lambda word: unicodedata.normalize("NFC", word.strip()))
     for whole, kept in ((r"b'.*'", slice(2, -1)), (r"\d+\.0", slice(-2))):
         words = words.str[kept] if len(words) and words.str.fullmatch(whole).all() else words
+    words = words.replace({str(word): str(name) for word, name in options.classes.items()})
     return words.where(~words.str.lower().isin(options.missing), "")
 
 

