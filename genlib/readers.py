@@ -201,7 +201,7 @@ def _lines(path):
                 refuse(path, "\0" in line, f"line {number} holds a zero byte, so it is no text; save it as UTF-8")
                 yield number, line.rstrip("\n")
     except (UnicodeError, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError) as error:
-        words = "it is not UTF-8, is cut short, or is of another kind than its name says; fetch or save it again"
+        words = "it is not UTF-8, is cut short, or of another kind than its name says; fetch it, or save it as .csv"
         raise ValueError(f"{path} cannot be read ({error}): {words}") from error
 
 
@@ -270,8 +270,8 @@ def read_sheet(path, named=(), known=(), everything=False):
     head = list(itertools.islice(lines, 40))
     separator, header, start = _layout(path, head)
     text = {i for i, name in enumerate(header) if everything or i == 0 or name in named or name.lower() in known}
-    last = head[-1][1] if len(head) > 1 else ""
-    comma = separator != "," and re.search(r"\d,\d", last) and not re.search(r"\d\.\d", last)
+    cells = " ".join(line for number, line in head if number > start)
+    comma = separator != "," and re.search(r"\d,\d", cells) and not re.search(r"\d\.\d", cells)
     how = {"sep": separator, "header": None, "names": range(len(header)), "index_col": False, "low_memory": False}
     how |= {"decimal": "," if comma else ".", "na_values": SPELLED, "keep_default_na": False}
     below = itertools.chain([(number, line) for number, line in head if number > start], lines)
@@ -317,7 +317,7 @@ def _numbers(column):
         column = pd.to_numeric(words.mask(missing), errors="coerce")
         bad = (column.isna() & ~missing).to_numpy()
     with np.errstate(over="ignore"):
-        return column.to_numpy(np.float32), int(bad.argmax()) if bad.any() else None
+        return column.to_numpy(np.float32, na_value=np.nan), int(bad.argmax()) if bad.any() else None
 
 
 def words_of(column):
@@ -433,30 +433,25 @@ def read_table(path, options):
     parquet = path.is_dir() or path.suffix.lower() == ".parquet"
     sheet = _parquet(path, named) if parquet else read_sheet(path, named, WORDS["names"])
     turned = options.label not in sheet.header and options.label in list(sheet.text.get(0, ()))
-    if options.label not in sheet.header:  # then columns may be called by patients
-        again = pd.Index(sheet.header).duplicated()
-        places = some(np.flatnonzero(again) + 1)
-        refuse(path, again, f"a name comes more than once, at columns {places}; keep one of each")
     if turned:
         # Genes down, patients across, with a row of labels: told by the label's name, never by the shape.
         cells = read_sheet(path, everything=True).frame.to_numpy()  # read again, for words that look like numbers
         columns = [pd.Series(row, dtype=object) for row in (sheet.header[1:], *cells[:, 1:])]
         sheet = _sheet_of(path, ["patient", *cells[:, 0]], columns, named)
     header = sheet.header
-    _refuse_repeated(path, header)
     absent = sorted(named - set(header))
-    if absent:
+    if absent:  # then columns may be called by patients
         text = _columns({header[i]: words for i, words in sheet.text.items()})
         way = "Where genes are rows, labels stand in a row of that name, or in a table of their own (clinical=)"
         raise ValueError(f"{path}: no column '{absent[0]}'; those of text are: {text}. {way}")
+    _refuse_repeated(path, header)
     # Numbers of rows, as pandas and R write them, name nobody; the column behind them may.
-    places = (1, 0) if header[0] == "" and _is_running(sheet.text[0]) else (0,)
-    first = [header[i] for i in places if header[i].lower() in WORDS["names"] and header[i] not in named][:1]
-    options = dataclasses.replace(options, sample=options.sample or next(iter(first), None))
-    taken = {*named, *first, *header[: len(places) - 1]}
-    genes, words = _gene_columns(sheet, taken, not first and options.patient is None)
-    table = {name: sheet.text[i] for i, name in enumerate(header) if name in {*named, *first} - {*options.ignore}}
-    obs = _obs(pd.DataFrame(table), options, path)
+    start = int(header[0] == "" and _is_running(sheet.text[0]))
+    first = header[start] if header[start].lower() in WORDS["names"] and header[start] not in named else None
+    options = dataclasses.replace(options, sample=options.sample or first)
+    genes, words = _gene_columns(sheet, {*named, first, *header[:start]}, not first and options.patient is None)
+    told = {*named, first} - {*options.ignore}
+    obs = _obs(pd.DataFrame({name: sheet.frame[i] for i, name in enumerate(header) if name in told}), options, path)
     obs["place"] += turned
     axis, names = "column" if turned else "row", [header[i] for i in genes]
     return Parts(path, sheet.numbers(genes), obs, names, axis=axis, wide=True, words=words)
@@ -482,14 +477,13 @@ def _gene_columns(sheet, taken, unnamed=False):
     """Positions of the columns of numbers that are not taken, and what is wrong with the columns of text."""
     words = {}
     for i, name in [(i, sheet.header[i]) for i in sheet.text if sheet.header[i] not in taken]:
-        column = pd.Series(sheet.text[i], dtype=object)
-        numbers, bad = _numbers(column)
+        numbers, bad = _numbers(sheet.frame[i])
         if bad is None:
             sheet.frame[i] = numbers
-        elif unnamed and column.is_unique:
+        elif unnamed and sheet.frame[i].is_unique:
             words[name] = f"'{name}' may name the patients: patient='{name}'"
         else:  # a cell among numbers is shown; a column of words may name patients
-            cell = f": {column[bad][:40]!r}" if np.isfinite(numbers).mean() > 0.5 else ""
+            cell = f": {sheet.frame[i][bad][:40]!r}" if np.isfinite(numbers).mean() > 0.5 else ""
             words[name] = f"'{name}' holds text, first in row {bad + 1}{cell}"
     return [i for i, name in enumerate(sheet.header) if name not in taken and name not in words], words
 
@@ -607,7 +601,7 @@ def _matched(names, known):
     for way, cut in WAYS.items():
         meant = {cut(name): name for name in known}
         found = {name: meant[cut(name)] for name in names if cut(name) in meant}
-        if len(meant) == len(known) and len(found) > len(best):
+        if len(meant) == len(known) and len(set(found.values())) > len(set(best.values())):
             best, told = found, way
     return best, told
 
@@ -626,11 +620,9 @@ def _orient(sheet, clinical, told_by, options):
         side = None if across > rows else down
         if sides[side][0]:
             return column, side, *sides[side]
-    names = [{_key(name) for name in side} - {""} for side in ((*sheet.header, *sheet.text[0]), clinical[columns[0]])]
-    cut = [{name.rsplit("-", 1)[0] for name in side} for side in names]
-    hint = "; they differ by a suffix, as -01 for the kind of sample" if cut[0] & names[1] or cut[1] & names[0] else ""
-    words = f"none of its {len(sheet.header) - 1} columns or {len(sheet.frame)} rows is a sample of {told_by}{hint}"
-    raise ValueError(f"{sheet.path}: {words}; write names alike, or say sample= for the column that has them")
+    words = f"none of its {len(sheet.header) - 1} columns or {len(sheet.frame)} rows is a sample of {told_by}"
+    way = "do they differ by a suffix, as -01, or by zeros? Write them alike, or say sample= for their column"
+    raise ValueError(f"{sheet.path}: {words}; {way}")
 
 
 def read_matrix(path, told_by, options, clinical=None):
@@ -653,32 +645,32 @@ def read_matrix(path, told_by, options, clinical=None):
     clinical = clinical[~clinical[column].str.lower().isin(MISSING)]
     parts.promised = set(_tidy(clinical[options.label], options))
     rows = _one_row_each(clinical, column, [options.label, options.patient, options.site], told_by)
-    rows = rows.set_index(column, drop=False).loc[parts.obs["sample"].map(found)]
+    meant = parts.obs["sample"].map(found)
+    rows = rows.set_index(column, drop=False).loc[meant]
     parts.obs = _obs(rows, options, told_by, parts.obs["sample"].to_numpy()).assign(place=parts.obs["place"])
+    if "patient" not in parts.obs and meant.duplicated().any():  # as signals and p-values, or aliquots
+        parts.obs["patient"] = meant
     parts.notes.append(f"{(~absent).sum()} of {len(absent)} samples are in {pathlib.Path(told_by).name}{way}")
     return parts
 
 
 def _across(sheet, found, options):
     """Genes down, samples across."""
-    path, names, header = sheet.path, pd.Index(sheet.header), [name.lower() for name in sheet.header]
-    samples = names.isin(list(found))
-    again = some(np.flatnonzero(samples & names.duplicated()) + 1)
-    refuse(path, again, f"columns {again} have the names of others; keep one of each sample")
-    for i in set(np.flatnonzero(samples)) & set(sheet.text):
-        row = _numbers(pd.Series(sheet.text[i], dtype=object))[1] or 0
-        words = f"first for gene {sheet.text[0][row]}: {sheet.text[i][row][:40]!r}"
+    path, text, header = sheet.path, sheet.text, [name.lower() for name in sheet.header]
+    for i in [i for i in text if sheet.header[i] in found]:
+        row = _numbers(sheet.frame[i])[1] or 0
+        words = f"first for gene {text[0][row]}: {text[i][row][:40]!r}"
         raise ValueError(f"{path}: column {i + 1} holds a value that is not a number, {words}; correct it")
-    samples = [i for i in range(len(header)) if i not in sheet.text]
+    samples = [i for i in range(len(header)) if i not in text]
     entrez = next((header.index(name) for name in WORDS["entrez"] if name in header), None)
     symbols = [name for name in WORDS["symbols"] if name in header and (name != "description" or header[0] == "name")]
-    name = header.index(symbols[0]) if symbols else next((i for i in sheet.text if i != entrez), entrez)
-    obs = pd.DataFrame({"sample": names[samples], "place": np.array(samples, int) + 1})
-    ids = None if entrez in (None, name) else list(sheet.text[entrez])
-    parts = Parts(path, sheet.numbers(samples).T, obs, list(sheet.text[name]), ids, axis="column", portal=True)
+    name = header.index(symbols[0]) if symbols else next((i for i in text if i != entrez), entrez)
+    obs = pd.DataFrame({"sample": [sheet.header[i] for i in samples], "place": np.array(samples, int) + 1})
+    ids = None if entrez in (None, name) else list(text[entrez])
+    parts = Parts(path, sheet.numbers(samples).T, obs, list(text[name]), ids, axis="column", portal=True)
     parts.keep_genes(~np.isin(parts.genes, options.ignore))
     known = {*WORDS["annotation"], *WORDS["symbols"]}
-    about = [i for i in sheet.text if i not in (name, entrez)]
+    about = [i for i in text if i not in (name, entrez)]
     about = some([sheet.header[i] if header[i] in known else f"number {i + 1}" for i in about])
     if about:
         parts.notes.append(f"genes are called by column {name + 1}; columns about genes are left out: {about}")
@@ -708,13 +700,16 @@ def _one_row_each(table, column, used, path):
 
 def check(parts, options):
     """Pass what a form found through all checks, in their order; what they decide is in ``parts.notes``."""
-    for one in (_shape, _samples, _genes, _labels, _values, _units, _lost, _shape):
+    for one in (_samples, _genes, _labels, _values, _units, _lost):
+        _shape(parts)
         one(parts, options)
+    _shape(parts)
 
 
-def _shape(parts, options):
+def _shape(parts):
     n, d = parts.expression.shape
-    refuse(parts.path, n * d == 0, f"{n} patients and {d} genes are left; is it the right file and label?")
+    why = [f"{words}: are numbers written as 1234.5?" for words in parts.words.values()][:1] or parts.notes[-1:]
+    refuse(parts.path, n * d == 0, f"{n} patients and {d} genes are left; {some(why) or 'is it the right file?'}")
 
 
 def _samples(parts, options):
@@ -802,7 +797,7 @@ def _genes(parts, options):
     if not parts.portal:
         _refuse_repeated(parts.path, parts.genes)
     symbols, parts.ids = split_names(parts.genes, parts.ids or [""] * len(parts.genes))
-    symbols = ["" if name.lower() in (*MISSING, "---", "null") else name for name in symbols]
+    symbols = ["" if name.lower() in (*MISSING, "---", "null", "#name?", "#ref!") else name for name in symbols]
     counts = collections.Counter(symbols) if parts.wide else {}
     pairs = zip(symbols, parts.ids, strict=True)
     parts.genes = [f"entrez:{e}" if e and (not g or counts.get(g, 1) > 1) else g for g, e in pairs]
@@ -890,7 +885,8 @@ def split_names(symbols, entrez):
 
 def _tidy(words, options):
     """Classes as they are compared: accents composed, bytes unwrapped, "" for what is missing."""
-    words = pd.Series(list(words), dtype=object).map(lambda word: unicodedata.normalize("NFC", word.strip()))
+    words = pd.Series(list(words), dtype=object).map(lambda word: unicodedata.normalize("NFC", word))
+    words = words.str.replace("[\u200b-\u200d\u2060\ufeff]", "", regex=True).str.split().str.join(" ")
     for whole, kept in ((r"b'.*'", slice(2, -1)), (r"\d+\.0", slice(-2))):
         words = words.str[kept] if len(words) and words.str.fullmatch(whole).all() else words
     words = words.replace({str(word): str(name) for word, name in options.classes.items()})
@@ -910,8 +906,9 @@ def _labels(parts, options):
     text = text[~gone].reset_index(drop=True)
     said = f"{label} has {text.nunique()} values for {len(text)} patients; choose the column that holds the class"
     refuse(path, text.nunique() > len(text) / 2, said)
-    differ = [" and ".join(map(repr, names)) for names in text.groupby(text.str.casefold()).unique() if len(names) > 1]
-    refuse(path, differ, f"{label} holds {some(differ, 1)}, which differ in case only; spell them alike")
+    alike = text.groupby(text.str.casefold().str.replace(r"[-._ ]+", "-", regex=True)).unique()
+    differ = [" and ".join(map(repr, names)) for names in alike if len(names) > 1]
+    refuse(path, differ, f"{label} holds {some(differ, 1)}, which differ in case or - . _ only; spell them alike")
     numbers = pd.to_numeric(text, errors="coerce")
     odd = numbers.isna()
     names = list(text[odd].unique()[:5])
@@ -999,7 +996,6 @@ def _lost(parts, options):
     kept = np.sort(order[~names[order].duplicated().to_numpy()])
     if len(kept) < len(columns):
         parts.notes.append(f"of {len(columns) - len(kept)} further rows of a gene the most expressed one is kept")
-    refuse(path, not len(kept), "no gene has a name, a value in every patient, and more than one value")
     parts.keep_genes(kept)
     gone = sorted(parts.promised - {*parts.obs["label"], "", "all", *options.drop_classes})
     words = f"no patient of class {some(gone)} of '{options.label}' is left of the clinical table's; are its samples"
