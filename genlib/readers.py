@@ -6,6 +6,7 @@ refused; what they decide is kept as notes. No message names a patient: rows and
 
 import bz2
 import collections
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -279,14 +280,15 @@ def read_sheet(path, named=(), known=(), everything=False):
     frames = []
     while block := list(itertools.islice(rows, BLOCK)):
         frame = _frame(block, text, how)
-        odd = [i for i in frame if i not in text and frame[i].dtype.kind not in "iuf"]
+        odd = [i for i, kind in enumerate(frame.dtypes) if i not in text and kind.kind not in "iuf"]
         if odd and frames:
             line = block[_numbers(frame[odd[0]])[1]][0]
             raise ValueError(f"{path}: line {line}, column {odd[0] + 1} holds text, not a number; correct it")
         text.update(odd)
         frame = _frame(block, text, how) if odd else frame
         with np.errstate(over="ignore"):
-            frames.append(frame.astype({i: np.float32 for i in frame if i not in text}))
+            plain = frame.drop(columns=list(text)).astype(np.float32)
+        frames.append(plain.join(frame[list(text)])[range(len(header))])
     refuse(path, not frames, "it holds only a header; fetch or save it again")
     frame = pd.concat(frames, ignore_index=True)
     # Spreadsheets leave columns without a name and without a cell.
@@ -311,6 +313,8 @@ def _sheet_of(path, header, columns, named):
 def _numbers(column):
     """A column as float32, NaN where a value is missing, and the row of its first cell that is no number, or None."""
     bad = np.zeros(len(column), bool)
+    with contextlib.suppress(ValueError, TypeError):
+        column = pd.to_numeric(column)  # most are, and this is fast
     if column.dtype.kind not in "iuf":
         words = words_of(column)
         missing = words.str.lower().isin(MISSING)

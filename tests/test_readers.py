@@ -208,6 +208,23 @@ def with_models(folder):
     return pair(folder, rows_of(frame)) | {"ignore": "SequencingID"}
 
 
+def cells(change):
+    """The good table with some cells changed."""
+    frame = table().astype(object)
+    for (row, column), value in change.items():
+        frame.loc[row, column] = value
+    return rows_of(frame.fillna(""))
+
+
+def with_names(**names):
+    return rows_of(table().rename(columns=names))
+
+
+def put(rows, i, row):
+    """The same with one of them replaced, or left out."""
+    return [*rows[:i], *([row] if row is not None else []), *rows[i + 1 :]]
+
+
 LONE = ['"' * (i == 4) + name + '"' * (i == 9) for i, name in enumerate(NAMES)]
 PADDED = [f"{c} " for c in CLASSES]
 READ = {
@@ -215,6 +232,15 @@ READ = {
     "tabs in a .csv": lambda f: a_table(f, "\t"),
     "semicolons": lambda f: a_table(f, ";"),
     "decimal commas": lambda f: a_table(f, ";", change=lambda b: b.replace(b".", b",")),
+    "decimal commas, whole numbers last": lambda f: a_table(f, ";", rows=cells({(N - 1, "KRT5"): 8}),
+                                                            change=lambda b: b.replace(b".", b",")),
+    "all in quotes": lambda f: a_table(f, rows=[[f'"{c}"' for c in row] for row in rows_of(table())],
+                                       encoding="utf-8-sig", change=lambda b: b.replace(b"\n", b"\r\n")),
+    "signs that nobody sees": lambda f: a_table(f, rows=beside(
+        subtype=[c + ["", "\u200b", "\u00a0"][i // 3 % 3] for i, c in enumerate(CLASSES)])),
+    "a gene called like a clinical column": lambda f: a_table(f, rows=with_names(KRT5="OS9")),
+    "a mean beside the samples": lambda f: pair(f, [[*row, "mean" if i == 0 else "9.1"]
+                                                    for i, row in enumerate(matrix())]),
     "upper case ending": lambda f: a_table(f, name="MINE.CSV"),
     "text ending": lambda f: a_table(f, "\t", name="a.txt"),
     "braces in the name": lambda f: a_table(f, name="a {v2}.csv"),
@@ -456,23 +482,6 @@ def test_names_that_match_in_part_are_refused_unless_that_is_wanted(tmp_path):
 # --- what is refused, and the way out ---------------------------------------------------------------------------------
 
 
-def cells(change):
-    """The good table with some cells changed."""
-    frame = table().astype(object)
-    for (row, column), value in change.items():
-        frame.loc[row, column] = value
-    return rows_of(frame.fillna(""))
-
-
-def with_names(**names):
-    return rows_of(table().rename(columns=names))
-
-
-def put(rows, i, row):
-    """The same with one of them replaced, or left out."""
-    return [*rows[:i], *([row] if row is not None else []), *rows[i + 1 :]]
-
-
 def genes(change):
     """The good table with other values."""
     return rows_of(table(**dict(zip(GENES, change(VALUES).T, strict=True))))
@@ -480,6 +489,13 @@ def genes(change):
 
 def scaled(values):
     return (values - values.mean(axis=0)) / values.std(axis=0)
+
+
+def beside_signals(ends):
+    """A matrix with two columns a sample, as bead arrays have them."""
+    p = np.random.default_rng(3).uniform(0, 0.05, VALUES.shape).round(5)
+    both = np.stack([VALUES, p], axis=1).reshape(-1, D)
+    return matrix([name + end for name in NAMES for end in ends], GENES, both)
 
 
 LAYERS = {"X": scaled(VALUES), "layers": {"log2": VALUES.astype(np.float32)}}
@@ -507,12 +523,17 @@ REFUSED = {
     "numbers and a word": (beside(subtype=["odd", *(str(i % 2) for i in range(N - 1))]), "numeric but for 1", None),
     "measured class": (beside(subtype=VALUES[:, 0]), "holds measurements|has 36 values for 36 patients", None),
     "identifier": (beside(subtype=NAMES), "has 36 values for 36 patients", None),
+    "hyphen or blank": (beside(subtype=[c + "- "[i % 2] + "a" for i, c in enumerate(CLASSES)]), "or - . _ only", None),
     "two spellings": (cells({(4, "subtype"): "luma"}), "which differ in case or - . _ only", None),
     "patient twice": (cells({(7, "patient"): "PX-0002"}), "names come more than once at rows 8; keep one", None),
     "patient twice in another case": (cells({(7, "patient"): "px_0002"}), "are those of others but for case", None),
     "patient without a name": (cells({(7, "patient"): ""}), "patients without a name at rows 8", None),
     "profile twice": (cells({(7, g): VALUES[2, i] for i, g in enumerate(GENES)}), "of others, at rows 3, 8", None),
     "gene twice": (with_names(KRT5="KRT14"), "1 names come more than once: KRT14; keep one of each", None),
+    "thousands": ([rows_of(table())[0], *([*row[:2], *(f'"1,{c}"' for c in row[2:])] for row in rows_of(table())[1:])],
+                  "36 patients and 0 genes are left; 'ACTR3B' holds text, first in row 1", None),
+    "all normal": (beside(patient=[f"TCGA-A{i % 3}-{i:04d}-11" for i in range(N)]), "36 samples of normal", None),
+    "laboratory": (beside(WBC=VALUES[:, 0]), "seem to hold no expression: WBC", N),
     "linear values": (genes(np.exp2), "pass units='linear'", N),
     "z-scores": (genes(scaled), "standard deviation 1", None),
     "z-scores of a part": (genes(scaled)[:28], "standard deviation 1", None),
@@ -537,6 +558,9 @@ MATRICES = {
                               "1 patients have hardly any value, at columns 5", None),
     "no genes": (dict(rows=matrix()[:1]), "holds only a header", None),
     "unmatched": (dict(about=clinical()[:31]), "6 of 36 samples", 30),
+    "signals and p-values": (dict(rows=beside_signals(("", ".Detection Pval"))), "36 of 72 samples", N),
+    "signals and p-values called so": (dict(rows=beside_signals((".AVG_Signal", ".Detection Pval"))),
+                                       "36 samples are second ones of a patient", N),
 }  # fmt: skip
 FILES = {
     "scaled h5ad": (lambda f: h5ad(f, **LAYERS), "give the values before that step, as layer='log2'", N),
@@ -555,6 +579,8 @@ FILES = {
     "several in a zip": (lambda f: a_table(f, change=lambda b: two_in_zip(b)), "holds 2 files", None),
     "parquet that is none": (lambda f: a_table(f, name="a.parquet"), "cannot be read as parquet", None),
     "h5ad that is none": (lambda f: a_table(f, name="a.h5ad"), "cannot be read as an AnnData file", None),
+    "whole numbers with gaps": (lambda f: [table(hits=pd.array([1, 2, None] * 12, "Int64")).to_parquet(f / "a.parquet"),
+        {"source": f / "a.parquet", "label": "subtype"}][1], "seem to hold no expression: hits", N),
     "no file": (lambda f: {"source": f / "none.csv", "label": "x"}, "there is no file", None),
     "no clinical file": (lambda f: pair(f) | {"clinical": f / "none.tsv"}, "there is no file", None),
     "one column": (lambda f: a_table(f, rows=[["a"], ["b"]]), "no table of several columns", None),
