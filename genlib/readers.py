@@ -313,8 +313,8 @@ def _sheet_of(path, header, columns, named):
 def _numbers(column):
     """A column as float32, NaN where a value is missing, and the row of its first cell that is no number, or None."""
     bad = np.zeros(len(column), bool)
-    with contextlib.suppress(ValueError, TypeError):
-        column = pd.to_numeric(column)  # most are, and this is fast
+    with contextlib.suppress(ValueError, TypeError):  # most are numbers throughout, and this is fast
+        column = pd.to_numeric(column) if column.dtype.kind == "O" else column
     if column.dtype.kind not in "iuf":
         words = words_of(column)
         missing = words.str.lower().isin(MISSING)
