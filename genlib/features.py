@@ -6,6 +6,7 @@ published is public: gene panels, and centroids of classes, which give weights t
 
 import dataclasses
 import pathlib
+import re
 import warnings
 
 import numpy as np
@@ -107,7 +108,7 @@ def rank_scores(values):
 
 
 def find_panel(cohort, panel):
-    """Find the genes of a published panel in a cohort, by symbol, by a former symbol or by Entrez id.
+    """Find the genes of a published panel in a cohort, by symbol, former symbol, Entrez or Ensembl id.
 
     Looks among all genes of the cohort, also those outside the all-genes study: a panel chosen elsewhere costs no
     privacy budget. An unknown panel, or one of which fewer than half of the genes are there, is a ValueError.
@@ -129,18 +130,19 @@ def find_panel(cohort, panel):
     name = panel if isinstance(panel, str) else "given by you"
     genes = list(dict.fromkeys(read_panel(panel) if isinstance(panel, str) else panel))
     former = former_symbols()
-    place = {symbol: column for column, symbol in enumerate(cohort.data.var_names)}
+    place = {re.sub(r"^(ENSG\d+)\.\d+", r"\1", name): column for column, name in enumerate(cohort.data.var_names)}
     if "entrez_id" in cohort.data.var:
         numbered = enumerate(cohort.data.var["entrez_id"])
         place |= {f"entrez:{number}": column for column, number in numbered if number}
-    known = entrez_ids()
-    names = {gene: (gene, *former.get(gene, ()), f"entrez:{known.get(gene, gene)}") for gene in genes}
+    ids = gene_ids()
+    known = {gene: ids.get(gene, (gene, gene)) for gene in genes}
+    names = {gene: (gene, *former.get(gene, ()), f"entrez:{known[gene][0]}", known[gene][1]) for gene in genes}
     found = [next((place[name] for name in names[gene] if name in place), None) for gene in genes]
     missing = [gene for gene, column in zip(genes, found, strict=True) if column is None]
     if not genes or len(missing) > len(genes) / 2:
         words = f"{len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are needed"
         words += f"; missing: {', '.join(missing[:10])}. Its genes are called {', '.join(cohort.genes[:3])}"
-        way = "they must be named by symbol, as ESR1, or by Entrez id. Or give another panel, or none (--panel none)"
+        way = "they must be named by symbol, as ESR1, Entrez or Ensembl id. Or give another, or none (--panel none)"
         raise ValueError(f"panel {name}: {words}; {way}")
     return np.array([column for column in found if column is not None]), missing
 
@@ -208,9 +210,10 @@ def former_symbols():
     return {symbol: tuple(former) for symbol, *former in pairs} | {old: (new,) for new, *rest in pairs for old in rest}
 
 
-def entrez_ids():
-    """Entrez ids of the genes of the panels that come with genlib, by symbol."""
-    return dict(line.split("\t") for line in (DATA / "entrez.tsv").read_text().splitlines())
+def gene_ids():
+    """Entrez and Ensembl id of the genes of the panels that come with genlib, by symbol: dict of str to (str, str)."""
+    rows = (line.split("\t") for line in (DATA / "gene_ids.tsv").read_text().splitlines())
+    return {symbol: (entrez, ensembl) for symbol, entrez, ensembl in rows}
 
 
 # --- published centroids --------------------------------------------------------------------------------------------
@@ -306,7 +309,8 @@ def signature(cohort, panel="pam50"):
     if missing:
         words = f"no published centroid of {panel} for class {', '.join(missing)}; there are {', '.join(table)}"
         raise ValueError(f"{words}. Name the cohort's classes alike, or train without a signature")
-    symbols = [str(symbol) for symbol in cohort.data.var_names[find_panel(cohort, panel)[0]]]
+    missing = find_panel(cohort, panel)[1]
+    symbols = [gene for gene in dict.fromkeys(read_panel(panel)) if gene not in missing]
     found = _rows_of(table, symbols, f"no published centroid of {panel} for gene", f"add them to {path}")
     chosen = table.loc[found, list(cohort.classes)].to_numpy().T
     shares = table.loc["prevalence", list(cohort.classes)].to_numpy(float)

@@ -38,8 +38,7 @@ PRIMARY, NORMAL = (1, 3, 5, 9), (10, 11, 12, 13, 14, 20, 40, 50, 60, 61)
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 ODD = {
     b"version https://git-lfs": "it is a pointer of Git LFS, not the data; run 'git lfs pull' where it came from",
-    b"<!doctype": "it is a web page, not a table; fetch the file itself",
-    b"<html": "it is a web page, not a table; fetch the file itself",
+    (b"<!doctype", b"<html"): "it is a web page, not a table; fetch the file itself",
 }
 
 
@@ -162,10 +161,6 @@ class Sheet:
     def text(self):
         """Position to words of the columns of text, dict of int to numpy.ndarray."""
         return {i: self.frame[i].to_numpy() for i in np.flatnonzero([kind.kind == "O" for kind in self.frame.dtypes])}
-
-    def numbers(self, columns):
-        """Values of columns, (rows, columns) float32."""
-        return self.frame[columns].to_numpy(np.float32)
 
 
 def _refuse_odd_file(path):
@@ -458,7 +453,7 @@ def read_table(path, options):
     obs = _obs(pd.DataFrame({name: sheet.frame[i] for i, name in enumerate(header) if name in told}), options, path)
     obs["place"] += turned
     axis, names = "column" if turned else "row", [header[i] for i in genes]
-    return Parts(path, sheet.numbers(genes), obs, names, axis=axis, wide=True, words=words)
+    return Parts(path, sheet.frame[genes].to_numpy(np.float32), obs, names, axis=axis, wide=True, words=words)
 
 
 def _refuse_repeated(path, names):
@@ -671,7 +666,8 @@ def _across(sheet, found, options):
     name = header.index(symbols[0]) if symbols else next((i for i in text if i != entrez), entrez)
     obs = pd.DataFrame({"sample": [sheet.header[i] for i in samples], "place": np.array(samples, int) + 1})
     ids = None if entrez in (None, name) else list(text[entrez])
-    parts = Parts(path, sheet.numbers(samples).T, obs, list(text[name]), ids, axis="column", portal=True)
+    values, genes = sheet.frame[samples].to_numpy(np.float32).T, list(text[name])
+    parts = Parts(path, values, obs, genes, ids, axis="column", portal=True)
     parts.keep_genes(~np.isin(parts.genes, options.ignore))
     known = {*WORDS["annotation"], *WORDS["symbols"]}
     about = [i for i in text if i not in (name, entrez)]
@@ -687,7 +683,7 @@ def _down(sheet, side, clinical, options):
     words = {name: clause for name, clause in words.items() if name not in clinical}
     obs = pd.DataFrame({"sample": sheet.text[side], "place": np.arange(len(sheet.frame)) + 1})
     names = [sheet.header[i] for i in genes]
-    return Parts(sheet.path, sheet.numbers(genes), obs, names, portal=True, wide=True, words=words)
+    return Parts(sheet.path, sheet.frame[genes].to_numpy(np.float32), obs, names, portal=True, wide=True, words=words)
 
 
 def _one_row_each(table, column, used, path):
@@ -893,7 +889,7 @@ def _tidy(words, options):
     words = words.str.replace("[\u200b-\u200d\u2060\ufeff]", "", regex=True).str.split().str.join(" ")
     for whole, kept in ((r"b'.*'", slice(2, -1)), (r"\d+\.0", slice(-2))):
         words = words.str[kept] if len(words) and words.str.fullmatch(whole).all() else words
-    words = words.replace({str(word): str(name) for word, name in options.classes.items()})
+    words = words.replace({str(word): str(name) for word, name in (options.classes or {}).items()})
     return words.where(~words.str.lower().isin(options.missing), "")
 
 

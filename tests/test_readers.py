@@ -331,12 +331,13 @@ def test_genes_without_a_symbol_go_by_entrez_id_and_repeated_ones_by_the_most_ex
         assert any(note.startswith(words) for note in cohort.notes)
 
 
-@pytest.mark.parametrize("form", ["{symbol}", "{id}", "{symbol}_{id}", "{symbol}|{id}", "{symbol} ({id})"])
+@pytest.mark.parametrize("form", ["{symbol}", "{id}", "{symbol}_{id}", "{symbol} ({id})", "{ensembl}.7"])
 def test_a_panel_is_found_however_a_file_names_its_genes(tmp_path, form):
-    ids = {**features.entrez_ids(), "TG": "7038"}
+    ids = {**features.gene_ids(), "TG": ("7038", "ENSG00000042832")}
     former = {"ORC6": "ORC6L"} if form == "{symbol}" else {}
     values = np.random.default_rng(0).normal(8, 1, (N, len(ids))).round(4)
-    frame = pd.DataFrame(values, columns=[form.format(symbol=former.get(s, s), id=i) for s, i in ids.items()])
+    names = [form.format(symbol=former.get(s, s), id=i, ensembl=e) for s, (i, e) in ids.items()]
+    frame = pd.DataFrame(values, columns=names)
     frame.assign(subtype=CLASSES).to_csv(tmp_path / "a.csv", index=False)
     own = cohorts.load(tmp_path / "a.csv", label="subtype")
     columns, missing = features.find_panel(own, "pam50")
