@@ -147,7 +147,7 @@ def test_settings_are_told_apart_by_network_and_notebook_only_where_needed():
 
 def test_the_frontier_is_what_a_loop_finds():
     rng = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(20):
         n = rng.integers(1, 12)
         points = pd.DataFrame({"utility": rng.integers(0, 4, n) / 4, "risk": rng.integers(0, 4, n) / 4})
         points = points.mask(rng.random(points.shape) < 0.1).assign(shared=rng.choice(["model", "answers"], n))
