@@ -439,7 +439,7 @@ def _refutes(mu, n_canaries, n_guesses, n_correct, alpha):
     return right + wrong > n_guesses / n_canaries
 
 
-@functools.lru_cache(maxsize=None)  # the numbers of right guesses come again and again
+@functools.cache  # the numbers of right guesses come again and again
 def _gaussian_bound(n_canaries, n_guesses, n_correct, delta, alpha):
     """Epsilon, at delta, of the largest distance of two normals that is refuted; 0 where there is none."""
     low, high = 1e-9, 40.0
