@@ -191,8 +191,10 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
         Train by DP-SGD under this guarantee.
     n : int, optional
         Nominal number of members of private models: sampling, noise and rate follow it, not the members drawn.
-    center : genlib.privacy.Center, optional
-        How private models with a noisy mean center their features.
+    center : bool or genlib.privacy.Center, optional
+        True: each model learns on profiles less the mean of its members, and its first bias takes the shift, so that it
+        is a model of the profiles as they are. Genes whose levels differ would slow SGD down. Private models with a
+        noisy mean are given a `Center`.
     average : float
         Share of the last private steps whose weights are averaged.
     fault : str, optional
@@ -303,6 +305,11 @@ say = functools.cache(functools.partial(print, flush=True))  # once a process
 def _form(job):
     """Choose "span", "features" or "alone"; what is slower than a reader would expect is said."""
     odd = _odd(job)
+    uncentered = odd or job.clustering or job.first is None or not job.first.use_bias
+    refuse(
+        job.center is True and job.plan, "center=True looks at the members, which a promise must pay for: see Center"
+    )
+    refuse(job.center and uncentered, "center is for networks with a dense first layer and a bias, without clustering")
     if job.plan is not None:
         _check_private(job, odd)
     elif odd:
@@ -310,7 +317,7 @@ def _form(job):
         say(f"{odd} trains as in Keras alone: one model after the other, each about as long as in Keras' own fit")
         return "alone"
     # In the span of its members a kernel stays under SGD, whose step is a mix of their profiles, and decay.
-    fits = len(job.x) < job.x.shape[1] and job.center is None and isinstance(job.model.optimizer, OPT.SGD)
+    fits = len(job.x) < job.x.shape[1] and not (job.center and job.plan) and isinstance(job.model.optimizer, OPT.SGD)
     first = job.first
     plain = first is not None and first.trainable and first.kernel_constraint is None
     return "span" if fits and plain and type(first.kernel_regularizer) in (type(None), R.L2) else "features"
@@ -474,9 +481,23 @@ def _paths(job, cache):
     if job.name is None:
         say("A model with code of your own is not kept in the cache, where a change of that code would not be seen")
         return nowhere
-    numbers = [job.epochs, job.batch_size, job.mixup, job.average, job.most, job.form, job.clustering, str(job.plan)]
+    numbers = [
+        job.epochs,
+        job.batch_size,
+        job.mixup,
+        job.average,
+        job.most,
+        job.form,
+        job.clustering,
+        str(job.plan),
+        bool(job.center),
+    ]
     code = [K.backend.floatx(), tf.__version__, results.code_digest(*CODE)]
-    arrays = {"start": job.start, "weights": job.class_weight, "center": job.center and vars(job.center).values()}
+    arrays = {
+        "start": job.start,
+        "weights": job.class_weight,
+        "center": job.plan and job.center and vars(job.center).values(),
+    }
     given = [part for name, values in arrays.items() if values is not None for part in (name, *values)]
     common = results.digest(job.name, job.x, job.labels, numbers, code, *[np.asarray(part) for part in given])
     taught = ["labels"] * len(job.members) if job.targets is None else job.targets
@@ -607,18 +628,20 @@ class _Space:
     start: list  # weights, the first kernel as it begins there
     inside: callable  # trained first kernel (and scale) to the products of all rows with it, (R, h)
     on_features: callable  # the same to the kernel on features, (d, h)
-    shift: np.ndarray | None = None  # what was subtracted from the features
+    shift: callable = None  # the same to the product of what was subtracted from the features
 
 
 def _space(job, m):
     who = np.flatnonzero(job.members[m])
     if job.form == "span":
         return _in_span(job, m, who) if job.plan is None else _in_members_span(job, m, who)
-    table, shift = job.x, None
-    if job.center is not None:
+    kernels = _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel
+    if not job.center:
+        return _Space(job.x, who, *kernels)
+    shift = job.x[who].mean(axis=0)
+    if job.plan is not None:
         shift = job.center.offset(job.x[who], job.plan, rng_of(job.seed, m, 13)).astype(job.x.dtype)
-        table = job.x - shift
-    return _Space(table, who, _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel, shift)
+    return _Space(job.x - shift, who, *kernels, lambda kernel: shift @ kernel)
 
 
 def _kernel_in_basis(job, m):
@@ -642,15 +665,20 @@ def _in_span(job, m, who):
     """Inner products with the members, and what the start gives each row."""
     dtype, filled = job.x.dtype, np.resize(who, job.most)  # who only pads is never drawn, and keeps a coefficient of 0
     in_basis, free, further = _kernel_in_basis(job, m)
-    begun, inner = (job.basis[0] @ in_basis).astype(dtype), job.inner[:, filled].astype(dtype)
+    begun, inner, mean = job.basis[0] @ in_basis, job.inner[:, filled], np.zeros(())
+    if job.center:
+        inner, mean = inner - inner[:, : len(who)].mean(axis=1, keepdims=True), job.x[who].mean(axis=0)
+    seen = np.concatenate([inner, begun], axis=1)[filled]
+    table = (seen - seen[: len(who)].mean(axis=0) * bool(job.center)).astype(dtype)
+    begun, inner = begun.astype(dtype), inner.astype(dtype)
 
     def on_features(kernel, scale):
-        return scale * _on_features(job, in_basis, free()) + job.x[who].T @ kernel[: len(who)]
+        return scale * _on_features(job, in_basis, free()) + (job.x[who] - mean).T @ kernel[: len(who)]
 
     start = [np.zeros((job.most, begun.shape[1]), dtype), *further]
-    table = np.concatenate([inner[filled], begun[filled]], axis=1)
     inside = lambda kernel, scale: inner @ kernel + scale * begun  # noqa: E731
-    return _Space(table, np.arange(len(who)), start, inside, on_features)
+    shift = lambda kernel, scale: inside(kernel, scale)[who].mean(axis=0)  # noqa: E731
+    return _Space(table, np.arange(len(who)), start, inside, on_features, shift)
 
 
 def _in_members_span(job, m, who):
@@ -816,8 +844,8 @@ def _train_chunk(job, models, size, weights):
     if job.clustering:
         _cluster(job, bank, filled, spaces, table)
     if job.center:  # learned on shifted features: the bias takes the shift
-        first, shifts = bank.dense[0], np.stack([space.shift for space in spaces])
-        first.bias.assign_sub(tf.einsum("md,mdh->mh", shifts, first.kernel))
+        shifts = [space.shift(*_first_weights(bank, place)) for place, space in enumerate(spaces)]
+        bank.dense[0].bias.assign_sub(np.reshape(shifts, bank.dense[0].bias.shape))
     answers, _, inside = _answers(job, bank, spaces)
     found = []
     for place, (m, space) in enumerate(zip(models, spaces, strict=False)):

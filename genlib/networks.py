@@ -256,7 +256,7 @@ def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=No
 
 NETWORKS = {"softmax": softmax, "mlp": mlp, "deeptype": deeptype, "cnn": cnn}
 COMPILED = ("optimizer", "learning_rate", "momentum", "loss")
-TRAINING = ("epochs", "batch_size", "clustering")
+TRAINING = ("epochs", "batch_size", "clustering", "center")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +331,7 @@ def recipe(network="mlp", profile="quick", options=None):
     --------
     >>> how = recipe("mlp", "quick", {"epochs": 50})
     >>> how.options, how.training
-    ({'hidden': [256], 'learning_rate': 0.02}, {'epochs': 50, 'batch_size': 32})
+    ({'hidden': [256], 'learning_rate': 0.02}, {'epochs': 50, 'batch_size': 32, 'center': True})
     >>> how.build(20, 3, hidden=[8]).count_params()
     195
     """

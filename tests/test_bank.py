@@ -54,6 +54,7 @@ def reference(job, m):
     model.set_weights(job.start)
     steps = bank._steps(job, m, np.flatnonzero(job.members[m]), masks_as_variables(model))
     known = np.eye(CLASSES)[job.labels] if job.targets is None else job.targets[m]
+    mean = job.x[job.members[m]].mean(axis=0) if job.center else np.zeros(job.x.shape[1])
     for t, count in enumerate(steps["sizes"]):
         rows, shares = steps["rows"][t, :count], steps["shares"][t, :count, :, None]
         set_masks(model, steps["masks"], t, count)
@@ -61,9 +62,12 @@ def reference(job, m):
             loss.epoch.assign(t * job.epochs // len(steps["rows"]))
         weights = None if job.class_weight is None else known[rows[:, 0]] @ job.class_weight
         targets = job.labels[rows[:, 0]] if sparse else (shares * known[rows]).sum(axis=1)
-        model.train_on_batch((shares * job.x[rows]).sum(axis=1), targets, sample_weight=weights)
+        model.train_on_batch((shares * (job.x - mean)[rows]).sum(axis=1), targets, sample_weight=weights)
     if hasattr(model.optimizer, "finalize_variable_values"):
         model.optimizer.finalize_variable_values(model.trainable_variables)
+    if job.center:  # a model of the profiles as they are
+        kernel, bias, *rest = model.get_weights()
+        model.set_weights([kernel, bias - mean @ kernel, *rest])
     return model
 
 
@@ -178,6 +182,12 @@ CASES = {
     )),
     "mixup, class weights": ("span", {"mixup": 0.5, "class_weight": WEIGHTS}, lambda: networks.mlp(
         D, CLASSES, (6, 4), momentum=0.9
+    )),
+    "centered": ("span", {"center": True, "m": 0, "x": X + 3}, lambda: networks.mlp(
+        D, CLASSES, (6,), momentum=0.9, kernel_regularizer=R.L2(0.01)
+    )),
+    "centered, Adam": ("features", {"center": True, "mixup": 0.4}, lambda: networks.mlp(
+        D, CLASSES, (6,), optimizer="adam"
     )),
     "soft targets": ("span", {"targets": SOFT, "class_weight": WEIGHTS, "m": 1, **BRIEF}, lambda: networks.mlp(
         D, CLASSES, (6,)
