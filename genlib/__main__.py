@@ -5,9 +5,9 @@ import pathlib
 import sys
 
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
-COMMANDS = ("study", "verify", "cost", "sharp-edges")
-APART = (("run", "cost"), ("run", "sharp-edges"))  # what those commands take
+COMMANDS = ("study", "judge", "verify", "cost", "sharp-edges")
 HELP = """Run the study, and print a short answer. Or another command:
+  judge        say whether one trained model of your own may be shared (notebook your_model), some minutes
   verify       run quick anew and compare every row of its results with outputs/reference
   cost         measure times on this machine (notebook 11_cost), a quarter of an hour
   sharp-edges  show faults and traps of the tools, each with a reproduction (notebook 12_sharp_edges), a minute
@@ -51,7 +51,8 @@ def parser():
     add("--only", metavar="NOTEBOOKS", help="run these notebooks alone, as 02,03")
     add("--sweep", metavar="FILE", help="many runs: a YAML file of these options, where each cohort may have its own")
     add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, whose workers take the runs of a sweep")
-    add = made.add_argument_group("the cohort").add_argument
+    of_cohort = made.add_argument_group("the cohort")
+    add = of_cohort.add_argument
     says = "tcga-brca (default), tcga-kipan, tcga-lgg, tcga-pancan (1.9 GB to fetch), simulated, a name of your own "
     says += "registry, a .csv, .tsv, .parquet or .h5ad file, a cBioPortal study folder, or a matrix of genes x samples"
     add("--cohort", help=says)
@@ -69,6 +70,19 @@ def parser():
     add("--missing", metavar="WORD", nargs="*", help="words that stand for a missing label, instead of the usual ones")
     add("--drop-classes", metavar="CLASS", nargs="+", help="classes to leave out, with their patients")
     add("--min-class-size", metavar="NUMBER", help="a class with fewer patients is an error; 10 by default")
+    of_judge = made.add_argument_group("judge, which takes a cohort, --run and --seed as well")
+    add = of_judge.add_argument
+    add("--model", metavar="FILE", help=".keras or .h5 with genes.txt and classes.txt beside it; or their folder")
+    add("--members", metavar="FILE", help="who trained it: a patient a line, named as in the cohort")
+    add("--kind", help="what the model takes in: rank (default: normal scores of each patient's ranks), log2 or unit")
+    add("--accuracy", metavar="SHARE", help="its accuracy on other patients as you know it, as 0.85")
+    add("--epochs", metavar="NUMBER", help="of its training, for shadow models; 30 by default")
+    add("--batch-size", metavar="NUMBER", help="of its training, for shadow models; 32 by default")
+    add("--n-shadow-models", metavar="NUMBER", help="64 by default; 0 for none")
+    says = "largest share of members that may be found where 1 of 100 others is accused; 0.03 by default"
+    add("--tolerance", metavar="SHARE", help=says)
+    add("--name-patients", metavar="FILE", help="write the patients by score there, outside of outputs/")
+    made.of_cohort, made.of_judge = ([one.dest for one in group._group_actions] for group in (of_cohort, of_judge))
     return made
 
 
@@ -100,12 +114,18 @@ def parse(words=None):
     if command not in COMMANDS:
         made.error(f"unknown command '{command}'; choose {', '.join(COMMANDS)}, test or lab")
     options = made.parse_args(words)
-    for name, value in vars(options).items():
+    takes = {"judge": (*made.of_cohort, *made.of_judge, "run", "seed"), "cost": ("run",), "sharp-edges": ("run",)}
+    for name, value in list(vars(options).items()):
         word = f"--{name.replace('_', '-')}"
         if value == "":
             made.error(f"{word} needs a value that is not empty")
-        if command != "study" and value != made.get_default(name) and (name, command) not in APART:
+        known = name not in made.of_judge if command == "study" else name in takes.get(command, ())
+        if value != made.get_default(name) and not known:
             made.error(f"{command} takes no {word}")
+        if command == "judge" and name in ("model", "members", "cohort") and value is None:
+            made.error(f"judge needs {word}")
+        if command != "judge" and name in made.of_judge:
+            delattr(options, name)
     options.command = command
     return options
 

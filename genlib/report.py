@@ -30,6 +30,7 @@ COMMANDS = {
     "10_across_cohorts": "`./run_all.sh --cohort A,B`",
     "11_cost": "`./run_all.sh cost`",
     "12_sharp_edges": "`./run_all.sh sharp-edges`",
+    "your_model": "`./run_all.sh judge`",
 }
 
 
@@ -420,7 +421,7 @@ def write(run_folder):
 def pages(run_folder):
     """Write every executed notebook of a run as HTML in its folder ``html``; return their titles by name."""
     titles = {}
-    for path in sorted(pathlib.Path(run_folder).glob("[0-9]*.ipynb")):
+    for path in sorted(pathlib.Path(run_folder).glob("*.ipynb")):
         if "." not in path.stem:  # a notebook that failed or is at work has a second suffix
             titles[path.stem] = title(path)
             with results.atomic_path(path.parent / "html" / f"{path.stem}.html") as part:

@@ -40,6 +40,7 @@ REFERENCE = OUTPUTS / "reference"
 # Run by commands of their own, since they say nothing about a cohort's patients.
 APART = {"cost": "11_cost", "sharp-edges": "12_sharp_edges"}
 ACROSS = "10_across_cohorts"  # reads several runs
+YOURS = "your_model"  # judges one model of a user's own
 # DP-SGD needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
 WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 # Options that say how one's own file is read, and those of any cohort, by what they are like.
@@ -545,15 +546,17 @@ def _note_time(folder, notebook, seconds):
         table.to_csv(part, index=False)
 
 
-def apart(notebook, folder):
-    """Run a notebook that needs no cohort, always anew: a time that was measured once is no result to keep.
+def apart(notebook, folder, chosen=None):
+    """Run a notebook of a command of its own, always anew: a time that was measured once is no result to keep.
 
     Parameters
     ----------
     notebook : str
-        One of `APART`.
+        One of `APART`, or `YOURS`.
     folder : pathlib.Path
         Its folder below ``outputs``.
+    chosen : dict, optional
+        Its parameters.
 
     Raises
     ------
@@ -568,12 +571,54 @@ def apart(notebook, folder):
         _mark(notebook, folder).unlink(missing_ok=True)
         results.update_manifest(folder, notebook, results.environment())
         print(f"{notebook}: some minutes", flush=True)
-        execute(notebook, {"run_folder": os.path.relpath(folder, NOTEBOOKS)}, folder, "")
+        execute(notebook, {**(chosen or {}), "run_folder": os.path.relpath(folder, NOTEBOOKS)}, folder, "")
         if (folder / "results.csv").exists():
             report.write(folder)  # a run's page lists it with the others
         else:
             report.pages(folder)
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(folder)}")
+
+
+def judge(options):
+    """Judge one trained model by the notebook `YOURS`, and say the verdict.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+
+    Raises
+    ------
+    OptionError
+        When a file is not there, or patients would be named in ``outputs``.
+    RunError
+        As `execute`.
+
+    Examples
+    --------
+    >>> judge(parse(["judge", "--model", "no.keras", "--members", "no.txt", "--cohort", "simulated"]))
+    Traceback (most recent call last):
+    genlib.run.OptionError: --model no.keras: there is no such file
+    """
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    paths = {
+        name: pathlib.Path(given[name]).resolve() for name in ("model", "members", "name_patients") if name in given
+    }
+    for name in ("model", "members"):
+        if not paths[name].exists():
+            raise OptionError(f"--{name} {given[name]}: there is no such file")
+    if OUTPUTS in paths.get("name_patients", OUTPUTS).parents:
+        raise OptionError(
+            f"--name-patients {given['name_patients']}: outputs/ names no patient; choose a path elsewhere"
+        )
+    usual = parameters_of(YOURS) | {"accuracy": 0.0}
+    chosen = {name: _as(usual[name], value, name) for name, value in given.items() if name in usual}
+    asked = {**_located(vars(options), pathlib.Path.cwd()), "panel": None}
+    chosen |= _cohort({"cohort": "", "cohort_options": {}, "panel": None}, asked)
+    chosen |= {name: os.path.relpath(path, NOTEBOOKS) for name, path in paths.items()}
+    name = options.run or f"judge-{paths['model'].stem}-{results.digest(chosen)[:6]}"
+    apart(YOURS, OUTPUTS / name, chosen)
+    card = json.loads((OUTPUTS / name / "model_card.json").read_text())
+    print(f"The model {card['verdict']}: {card['why']}. Its card is model_card.md there")
 
 
 def sweep(runs, folder, scheduler=None):
@@ -934,6 +979,8 @@ def _command(options):
         apart(APART[options.command], OUTPUTS / (options.run or options.command))
     elif options.command == "verify":
         verify()
+    elif options.command == "judge":
+        judge(options)
     else:
         try:
             runs = runs_of(options)
