@@ -369,11 +369,20 @@ def _shown(row):
     return interval if np.isfinite(list(interval.values())).all() else None
 
 
+def model_card(run_folder, found):
+    """Write what was found of one model of a user's own as ``model_card.json`` and ``model_card.md``."""
+    found = {"schema": "genlib model card, version 1", **found, "made": results.environment()}
+    results.save_json(pathlib.Path(run_folder, "model_card.json"), found)
+    with results.atomic_path(pathlib.Path(run_folder, "model_card.md")) as part:
+        part.write_text(_render("model_card.md", **found))
+
+
 def _render(template, **values):
     folder = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "data")
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=folder, autoescape=jinja2.select_autoescape(["html"]), **options)
     environment.filters["percent"] = lambda interval: percent(interval) if interval else "not measurable"
+    environment.filters["plain"] = plain
     return environment.get_template(template).render(**values)
 
 

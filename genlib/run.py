@@ -589,7 +589,7 @@ def judge(options):
     Raises
     ------
     OptionError
-        When a file is not there, or patients would be named in ``outputs``.
+        When a file is not there.
     RunError
         As `execute`.
 
@@ -606,10 +606,6 @@ def judge(options):
     for name in ("model", "members"):
         if not paths[name].exists():
             raise OptionError(f"--{name} {given[name]}: there is no such file")
-    if OUTPUTS in paths.get("name_patients", OUTPUTS).parents:
-        raise OptionError(
-            f"--name-patients {given['name_patients']}: outputs/ names no patient; choose a path elsewhere"
-        )
     usual = parameters_of(YOURS) | {"accuracy": 0.0}
     chosen = {name: _as(usual[name], value, name) for name, value in given.items() if name in usual}
     asked = {**_located(vars(options), pathlib.Path.cwd()), "panel": None}

@@ -1,5 +1,6 @@
 """A model of one's own: files that must not run, names that must agree, and who is found."""
 
+import json
 import os
 import zipfile
 
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from genlib import attacks, bank, cohorts, judge, membership, networks, privacy, results
+from genlib import attacks, bank, cohorts, features, judge, membership, metrics, networks, privacy, results, run
+from genlib.__main__ import parse
 
 K = tf.keras
 GENES, CLASSES = [f"G{i}" for i in range(30)], ["a", "b", "c"]
@@ -99,8 +101,14 @@ class TestRead:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"loss": K.losses.SparseCategoricalCrossentropy()}, "gives logits, and its loss.*from_logits=True"),
-            ({"last": "softmax", "loss": K.losses.CategoricalCrossentropy(True)}, "its loss takes.*from_logits=False"),
+            (
+                {"loss": K.losses.SparseCategoricalCrossentropy()},
+                "'linear', and its loss has from_logits=False",
+            ),
+            (
+                {"last": "softmax", "loss": K.losses.CategoricalCrossentropy(True)},
+                "ends in 'softmax', and its loss has from_logits=True",
+            ),
             ({"last": "sigmoid"}, "ends in 'sigmoid'"),
         ],
     )
@@ -114,7 +122,7 @@ class TestRead:
         ("genes", "classes", "message"),
         [
             (GENES[1:], CLASSES, "genes.txt names 29"),
-            (GENES, CLASSES[1:], "classes.txt names 2 classes"),
+            (GENES, CLASSES[1:], "and classes.txt 2, at least 2: mend"),
             ([*GENES[:-1], "G0"], CLASSES, "genes.txt: a name stands twice"),
             (["G0\t1", *GENES[1:]], CLASSES, "lines differ in length"),
         ],
@@ -129,3 +137,190 @@ class TestRead:
         small().save(tmp_path / "m.keras")
         with pytest.raises(ValueError, match="there is no .*genes.txt; write it: one gene a line"):
             judge.read(tmp_path / "m.keras")
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return cohorts.load("simulated")
+
+
+@pytest.fixture(scope="module")
+def known(cohort):
+    """A cohort's features, its classes and who trained."""
+    return features.transform(cohort), cohort.labels, np.random.default_rng(1).random(len(cohort)) < 0.6
+
+
+def network(rate=0.02):
+    layers = [K.layers.Dense(16, "relu", kernel_initializer=networks.START), K.layers.Dense(3)]
+    model = K.Sequential([K.Input((400,)), *layers])
+    loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(K.optimizers.SGD(rate), loss)
+    return model
+
+
+class TestNames:
+    def test_genes_are_taken_in_the_models_order_and_scaled_where_it_says(self, cohort, tmp_path):
+        genes = [*cohort.genes[30:40], *cohort.genes[:20]]
+        beside(tmp_path, [f"{gene}\t8\t2" for gene in genes], ["class B", "class C", "class A"])
+        small().save(tmp_path / "m.keras")
+        x, y = judge.match(judge.read(tmp_path / "m.keras"), cohort, "log2")
+        columns = [cohort.genes.index(gene) for gene in genes]
+        np.testing.assert_array_equal(x, (cohort.expression[:, columns] - 8) / 2)
+        assert (y == np.array([2, 0, 1])[cohort.labels]).all()
+
+    def test_other_genes_and_other_classes_are_refused(self, cohort, tmp_path):
+        small().save(tmp_path / "m.keras")
+        beside(tmp_path, [*cohort.genes[:29], "NOT-HERE"], cohort.classes)
+        with pytest.raises(ValueError, match="1 genes of the model are not in simulated: NOT-HERE; give the table"):
+            judge.match(judge.read(tmp_path / "m.keras"), cohort, "rank")
+        beside(tmp_path, cohort.genes[:30], ["class A", "b", "C"])
+        with pytest.raises(ValueError, match=r"has classes \['class B', 'class C'\].*name them in classes.txt"):
+            judge.match(judge.read(tmp_path / "m.keras"), cohort, "rank")
+
+    def test_members_are_named_as_in_the_owners_file_and_no_message_names_one(self, cohort, tmp_path):
+        table = pd.DataFrame(cohort.expression, columns=cohort.genes)
+        table.insert(0, "type", np.array(cohort.classes)[cohort.labels])
+        table.insert(0, "patient", [f"secret{i:03d}" for i in range(len(table))])
+        table.to_csv(tmp_path / "mine.csv", index=False)
+        mine = cohorts.load(tmp_path / "mine.csv", label="type", keep_ids=True)
+        (tmp_path / "m.txt").write_text("secret007\n\nsecret000 \n")
+        assert np.flatnonzero(judge.read_members(tmp_path / "m.txt", mine)).tolist() == [0, 7]
+        assert cohorts.load(tmp_path / "mine.csv", label="type").ids[7] == "7"
+        (tmp_path / "m.txt").write_text("secret007\nsecret999\n")
+        with pytest.raises(ValueError, match="1 of 2 lines name no patient of mine, the first is line 2") as caught:
+            judge.read_members(tmp_path / "m.txt", mine)
+        assert "secret" not in str(caught.value)
+        (tmp_path / "m.txt").write_text("\n".join(mine.ids))
+        with pytest.raises(ValueError, match="240 of 240 patients are members"):
+            judge.read_members(tmp_path / "m.txt", mine)
+
+    def test_a_model_that_cannot_be_the_one_is_refused(self, known):
+        x, y, members = known
+        model = network()
+        model.fit(x[members], y[members], epochs=10, verbose=0)
+        logits = judge.answers(model, x)
+        judge.refuse_mismatch(logits, y, members)
+        right = (logits[0].argmax(axis=1) == y)[~members].mean()
+        judge.refuse_mismatch(logits, y, members, right)
+        order = np.random.default_rng(0).permutation(x.shape[1])
+        odd = judge.answers(model, x[:, order])
+        for answers, labels, stated in [(odd, y, None), (logits, (y + 1) % 3, None), (logits, y, right - 0.3)]:
+            with pytest.raises(ValueError, match="in another order"):
+                judge.refuse_mismatch(answers, labels, members, stated)
+
+
+def verdict(model, known, epochs=40):
+    """Judge as the notebook does, by LiRA, the loss and the weights."""
+    x, y, members = known
+    sets = membership.shadow_sets(members.sum(), len(y), 12, seed=0)
+    how = {"epochs": epochs, "batch_size": 16, "seed": 0, "progress": False}
+    shadows, logits = bank.train(model, x, y, sets, **how), judge.answers(model, x)
+    inside, further, activation = judge.weights(model, x)
+    aside, told = {"shadows": (shadows.logits, sets)}, attacks.lira(shadows.logits, y, sets)
+    scores = {
+        "LiRA": (attacks.lira(logits, y, members[None], **aside), told),
+        "loss": (attacks.signal(logits, y), attacks.signal(shadows.logits, y)),
+        "span": [
+            attacks.on_weights(first, x, rest, y, activation)
+            for first, rest in ((inside, further), (shadows.inside, shadows.further))
+        ],
+    }
+    rows = [judge.found(a[0], members, b, sets, y, ["A", "B", "C"]).assign(attack=k) for k, (a, b) in scores.items()]
+    table = pd.concat(rows, ignore_index=True)
+    assert (results.select(table, metric=judge.FALSE, group="all")["estimate"] <= 0.01).all()
+    return results.verdict(results.select(table, metric=judge.FOUND).assign(bound=np.nan), 0.03)
+
+
+class TestVerdict:
+    @pytest.fixture(scope="class")
+    def memorizer(self, known):
+        x, y, members = known
+        noisy = np.where(
+            np.random.default_rng(3).random(len(y)) < 0.2, (y + 1) % 3, y
+        )  # so that there is much to memorize
+        model = network()
+        model.fit(x[members], noisy[members], epochs=40, batch_size=16, verbose=0)
+        return model, (x, noisy, members)
+
+    def test_a_model_that_memorizes_fails(self, memorizer):
+        assert verdict(*memorizer)[0] == "fails"
+
+    def test_one_that_other_patients_trained_does_not(self, memorizer):
+        model, (x, y, members) = memorizer
+        others = np.zeros(len(y), bool)
+        others[np.flatnonzero(~members)[::2]] = True
+        asked = ~members
+        assert verdict(model, (x[asked], y[asked], others[asked]))[0] != "fails"
+
+    def test_a_private_release_does_not_and_its_bundle_is_opened(self, memorizer, cohort, tmp_path):
+        _, (x, y, members) = memorizer
+        promise = privacy.Privacy(epsilon=2.0)
+        model, words = privacy.release(network(0.05), x[members], y[members], promise, n=144, epochs=20)
+        judge.bundle(tmp_path, model, cohort.genes, cohort.classes, words)
+        released = judge.read(tmp_path)
+        np.testing.assert_array_equal(released.model(x[:5]), model(x[:5]))
+        assert released.promise == words and released.memory is None
+        assert verdict(released.model, (x, y, members))[0] != "fails"
+
+    def test_a_common_seed_and_the_optimizers_memory_give_members_away(self, known, tmp_path):
+        x, y, members = known
+        K.utils.set_random_seed(1)
+        model = network()
+        model.compile(K.optimizers.SGD(0.02, momentum=0.9), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x[members], y[members], epochs=5, batch_size=32, verbose=0)
+        beside(tmp_path, [f"g{i}" for i in range(400)], CLASSES)
+        for name in ("m.keras", "m.h5"):
+            model.save(tmp_path / name)
+            released = judge.read(tmp_path / name)
+            np.testing.assert_array_equal(released.memory, model.optimizer.momentums[0])
+        seed, start = judge.known_start(released.model)
+        assert seed == 1 and judge.known_start(released.model, seeds=[0, 2]) == (None, None)
+        for change in (model.get_weights()[0] - start[0], released.memory):
+            moved = (x @ change)[None]
+            found = attacks.span(moved, x, moved - attacks.left_out(moved, x, 1e-6), 1e-6)
+            assert metrics.auc(found, members[None]) > 0.9
+
+
+def test_found_counts_whom_the_stricter_threshold_accuses():
+    scores, members = np.array([5.0, 3, 1, 4, 2, 0]), np.array([1, 1, 1, 0, 0, 0], bool)
+    shadow = np.tile(np.arange(100) / 100, (1, 1))
+    one = judge.found(scores, members, shadow, np.zeros((1, 100), bool), np.array([0, 0, 1, 0, 1, 1]), ["a", "b"])
+    one = one.set_index(["metric", "group"])["estimate"]  # above 4, the highest of three others
+    assert one[judge.FOUND].to_dict() == {"all": 1 / 3, "a": 0.5, "b": 0.0} and (one[judge.FALSE] == 0).all()
+    one = judge.found(scores - 10, members, shadow, np.zeros((1, 100), bool), np.zeros(6, int), ["a"])
+    assert one.loc[0, "estimate"] == 0  # 0.99, of the shadow models
+
+
+def test_weights_of_other_networks_are_not_taken():
+    layers = [
+        K.layers.Dense(4),
+        K.layers.Activation("tanh"),
+        K.layers.Dropout(0.5),
+        K.layers.Dense(3),
+        K.layers.Softmax(),
+    ]
+    x = np.ones((2, 30), np.float32)
+    inside, further, activation = judge.weights(K.Sequential([K.Input((30,)), *layers]), x)
+    assert inside.shape == (1, 2, 4) and len(further) == 3 and activation is K.activations.tanh
+    for odd in (K.layers.LayerNormalization(), K.layers.Dense(3, use_bias=False), K.layers.Dense(4, "relu")):
+        assert judge.weights(K.Sequential([K.Input((30,)), *layers[:2], odd, K.layers.Dense(3)]), x) is None
+
+
+@pytest.mark.slow
+def test_the_command_leaves_a_card_and_names_patients_in_their_owners_file_alone(known, cohort, tmp_path, capsys):
+    x, y, members = known
+    model = network()
+    model.fit(x[members], y[members], epochs=20, batch_size=16, verbose=0)
+    judge.bundle(tmp_path / "m", model, cohort.genes, cohort.classes, "None.")
+    (tmp_path / "members.txt").write_text("\n".join(cohort.ids[members]))
+    words = ["judge", "--model", f"{tmp_path}/m", "--members", f"{tmp_path}/members.txt", "--cohort", "simulated"]
+    words += ["--n-shadow-models", "12", "--epochs", "20", "--batch-size", "16", "--run", "test-judge"]
+    run.main(parse([*words, "--name-patients", f"{tmp_path}/who.csv"]))
+    folder, said = run.OUTPUTS / "test-judge", capsys.readouterr().out
+    card = json.loads((folder / "model_card.json").read_text())
+    assert f"The model {card['verdict']}: {card['why']}" in said and len(results.load(folder, "your_model"))
+    assert (folder / "html" / "your_model.html").exists() and "| all | " in (folder / "model_card.md").read_text()
+    who = pd.read_csv(tmp_path / "who.csv")
+    assert who["most telling"].is_monotonic_decreasing and who.set_index("patient")[
+        "member"
+    ].sort_index().tolist() == list(members)
