@@ -746,6 +746,49 @@ def _forward(tape, products, further, activation):
     return through, given
 
 
+RIDGES = 10.0 ** np.arange(-3, 2.1, 0.5)
+
+
+def screen(x, labels):
+    """Say who would be exposed, before anything is trained: whom all other patients speak against.
+
+    Ridge regression on the classes, each patient left out in turn, in closed form; its strength is the one of `RIDGES`
+    that predicts best so. It needs no model, no shadow models and no membership.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        (n, d).
+    labels : numpy.ndarray
+        (n,) int.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) float64: the highest score of another class less that of the patient's own; higher = more exposed.
+
+    References
+    ----------
+    The residual of a left-out row: Allen, Technometrics 16(1), 1974. That patients whom models get wrong unless they
+    have seen them are exposed: Feldman, "Does learning require memorization?", STOC 2020.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0], [1.0, 0.0]])
+    >>> int(screen(x, np.array([0, 0, 1, 1, 1])).argmax())  # looks like the others' class
+    4
+    """
+    values, vectors = _spectrum(x)
+    own = np.eye(int(labels.max()) + 1, dtype=bool)[labels]
+    predicted = []
+    for ridge in RIDGES:
+        kept = values / (values + ridge * values.mean())
+        residual = own - (vectors * kept) @ (vectors.T @ own)
+        predicted.append(own - residual / (1 - vectors**2 @ kept)[:, None])
+    best = min(predicted, key=lambda scores: ((own - scores) ** 2).sum())
+    return np.where(own, -np.inf, best).max(axis=1) - best[own]
+
+
 def _spectrum(x):
     """Eigenvalues (n,) and eigenvectors (n, n) of X X^T."""
     return _decomposed(np.asarray(x).tobytes(), np.asarray(x).dtype.str, len(x))

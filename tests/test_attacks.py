@@ -720,3 +720,24 @@ def test_a_signal_that_never_varies_tells_nothing_and_breaks_nothing():
         alone = attacks.likelihood_ratio(varied, members)
         beside = attacks.likelihood_ratio(np.stack([varied, np.full(members.shape, 0.1)], axis=2), members)
     np.testing.assert_allclose(beside, alone, atol=1e-9)
+
+
+# --- screen ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [5, 40])
+def test_the_screen_is_that_of_ridge_regressions_which_leave_each_patient_out(d):
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    x = rng.normal(size=(30, d)) + 2 * np.eye(3, d)[labels]
+    own, errors = np.eye(3)[labels], {}
+    for ridge in attacks.RIDGES:
+        strength, predicted = ridge * (x**2).sum() / 30, np.empty((30, 3))
+        for i in range(30):
+            rest = np.arange(30) != i
+            weights = np.linalg.solve(x[rest].T @ x[rest] + strength * np.eye(d), x[rest].T @ own[rest])
+            predicted[i] = x[i] @ weights
+        errors[ridge] = ((own - predicted) ** 2).sum(), predicted
+    best = min(errors.values(), key=lambda pair: pair[0])[1]
+    expected = [np.delete(row, k).max() - row[k] for row, k in zip(best, labels, strict=True)]
+    assert attacks.screen(x, labels) == pytest.approx(np.array(expected), abs=1e-9)

@@ -182,16 +182,14 @@ def test_the_power_is_how_often_audits_of_gaussian_canaries_expose_too_little_no
     table = audit.power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors).set_index("factor")
     for factor in factors:
         distance = factor * brentq(lambda mu: gaussian_epsilon(mu, delta) - promise, 0.1, 1)
-        found = np.zeros(2)
+        found = np.zeros(3)
         for run in range(100):
             rng = np.random.default_rng([18, run])
             many, one = coins(rng, n_models, n_canaries), coins(rng, n_one_run)
             shown = audit.many_runs(gaussian(rng, many, distance), many, delta)["epsilon_low"].max()
-            found += [
-                shown > promise,
-                audit.one_run(gaussian(rng, one, distance), one, delta, n_guesses)["epsilon_low"] > promise,
-            ]
-        assert table.loc[factor, ["many_runs", "one_run"]].tolist() == pytest.approx(found / 100, abs=0.15)
+            bounds = audit.one_run(gaussian(rng, one, distance), one, delta, n_guesses)
+            found += np.array([shown, bounds["epsilon_low"], bounds["epsilon_low_gaussian"]]) > promise
+        assert table.loc[factor].tolist() == pytest.approx(found / 100, abs=0.15)
 
 
 def test_power_grows_with_the_fault_and_with_the_models_and_is_small_where_there_is_none():
@@ -262,6 +260,28 @@ def test_the_p_value_grows_with_epsilon_up_to_one_half(r, v, delta):
     # So there is one largest epsilon that is rejected, and bisection finds it.
     values = np.array([audit._p_value(2 * r, r, v, epsilon, delta) for epsilon in np.linspace(0, 8, 800)])
     assert (np.diff(values)[values[1:] <= 0.5] >= -1e-12).all()
+
+
+@pytest.mark.parametrize("mu", [0.35, 1.0, 2.0])
+def test_the_bound_for_gaussians_errs_in_at_most_five_percent_and_shows_more(mu):
+    truth, bounds = gaussian_epsilon(mu, 1e-5), []
+    for run in range(200):
+        rng = np.random.default_rng([12, run])
+        included = coins(rng, 300)
+        bounds.append(audit.one_run(gaussian(rng, included, mu), included, 1e-5, n_guesses=120))
+    plain, gaussians = (np.array([row[name] for row in bounds]) for name in ("epsilon_low", "epsilon_low_gaussian"))
+    assert (gaussians > truth).mean() <= 0.05
+    assert np.median(gaussians) > np.median(plain) and (gaussians >= plain - 1e-9).mean() > 0.9
+
+
+def test_the_bound_for_gaussians_grows_with_the_guesses_that_are_right():
+    bounds = [audit._gaussian_bound(300, 120, v, 1e-5, 0.05) for v in range(121)]
+    assert bounds[60] == 0 and (np.diff(bounds) >= 0).all() and bounds[120] > 5
+    assert (
+        audit._gaussian_bound(300, 120, 120, 1e-5, 0.01)
+        < bounds[120]
+        < audit._gaussian_bound(300, 120, 120, 1e-6, 0.05)
+    )
 
 
 def test_one_run_counts_the_guesses_at_both_ends():
