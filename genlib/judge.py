@@ -32,8 +32,8 @@ KNOWN = {*LAYERS, *(name for part in PARTS for name, value in vars(part).items()
 SAVE = "model.save('model.keras') in tf.keras 2.15"
 REBUILD = f"build the model from Keras' own layers, give it the weights by set_weights, and {SAVE}"
 SEEDS = (*range(11), 42, 99, 100, 123, 1234, 12345, 1337, *range(2020, 2027), 3407)
-FOUND = "TPR at FPR 0.01 of shadow models"
-FALSE = "FPR at FPR 0.01 of shadow models"
+FOUND = "TPR at the threshold for FPR 0.01"
+FALSE = "FPR at the threshold for FPR 0.01"
 SIDECARS = {
     "genes.txt": "one gene a line in the order of the model's inputs (mean and sd behind tabs, if scaled)",
     "classes.txt": "one class a line in the order of the model's outputs",
@@ -154,8 +154,7 @@ def read(path):
             f"classes.txt {len(classes)}, at least 2: mend them, or build a model with one output a class"
         )
     _compile(model, compiled, path)
-    promise = path.with_name("card.md")
-    promise = promise.read_text().strip() if promise.exists() else ""
+    promise = "".join(card.read_text().strip() for card in path.parent.glob("card.md"))
     memory = _memory(path, model.get_weights()[0].shape)
     return Released(model, genes, classes, scale, path.name, results.file_digest(path), promise, memory)
 
@@ -409,34 +408,41 @@ def known_start(model, seeds=SEEDS):
     return None, None
 
 
-def found(scores, members, shadow_scores, known, labels, classes):
-    """Members found at one threshold, the stricter of two, in all and by class, with exact intervals over patients.
+def found(scores, members, labels, classes, reference=()):
+    """Members found at one threshold, in all and by class, with exact intervals over patients.
 
-    One target has too few other patients to tell what 1 in 100 of them is. So the threshold is the score that 1 in 100
-    exceeds of those whom the shadow models do not know, or, if higher, of those whom the target does not know.
+    One target has too few other patients to tell well what 1 in 100 of them is. So the threshold is the score that 1 in
+    100 of them exceeds, or, if it is higher, the one that 1 in 100 of `reference` exceeds; how many others were accused
+    stands beside.
 
     Parameters
     ----------
     scores, members : numpy.ndarray
         (n,), of the target.
-    shadow_scores, known : numpy.ndarray
-        (S, n), of shadow models that take the target's place by turns, and who trained them.
     labels : numpy.ndarray
         (n,)
     classes : sequence of str
+    reference : numpy.ndarray, optional
+        Scores of shadow models, in the target's place by turns, for patients whom they do not know.
 
     Returns
     -------
     pandas.DataFrame
         As of `genlib.metrics.attack_table`, metrics `FOUND` and `FALSE`.
+
+    Examples
+    --------
+    >>> scores, members = np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])
+    >>> found(scores, members, np.zeros(4, int), ["A"])["estimate"].tolist()[:2]
+    [0.5, 0.0]
     """
     others = np.sort(scores[~members])
-    limit = max(np.nanquantile(shadow_scores[~known], 0.99), others[-1 - len(others) // 100])
+    limits = [others[-1 - len(others) // 100]] + ([np.nanquantile(reference, 0.99)] if len(reference) else [])
     groups = {"all": labels >= 0} | {name: labels == k for k, name in enumerate(classes)}
     rows = []
     for group, chosen in groups.items():
         for metric, side in {FOUND: members, FALSE: ~members}.items():
-            accused = scores[chosen & side] > limit
+            accused = scores[chosen & side] > max(limits)
             low, high = metrics.clopper_pearson(accused.sum(), max(1, len(accused)), tail=0.025)
             row = {"group": group, "metric": metric, "estimate": accused.sum() / max(1, len(accused))}
             rows.append(row | {"low": float(low), "high": float(high), "n_patients": len(accused), "n_models": 1})

@@ -225,7 +225,7 @@ def verdict(model, known, epochs=40):
             for first, rest in ((inside, further), (shadows.inside, shadows.further))
         ],
     }
-    rows = [judge.found(a[0], members, b, sets, y, ["A", "B", "C"]).assign(attack=k) for k, (a, b) in scores.items()]
+    rows = [judge.found(a[0], members, y, ["A", "B", "C"], b[~sets]).assign(attack=k) for k, (a, b) in scores.items()]
     table = pd.concat(rows, ignore_index=True)
     assert (results.select(table, metric=judge.FALSE, group="all")["estimate"] <= 0.01).all()
     return results.verdict(results.select(table, metric=judge.FOUND).assign(bound=np.nan), 0.03)
@@ -283,12 +283,13 @@ class TestVerdict:
 
 def test_found_counts_whom_the_stricter_threshold_accuses():
     scores, members = np.array([5.0, 3, 1, 4, 2, 0]), np.array([1, 1, 1, 0, 0, 0], bool)
-    shadow = np.tile(np.arange(100) / 100, (1, 1))
-    one = judge.found(scores, members, shadow, np.zeros((1, 100), bool), np.array([0, 0, 1, 0, 1, 1]), ["a", "b"])
+    one = judge.found(scores, members, np.array([0, 0, 1, 0, 1, 1]), ["a", "b"], np.arange(100) / 100)
     one = one.set_index(["metric", "group"])["estimate"]  # above 4, the highest of three others
     assert one[judge.FOUND].to_dict() == {"all": 1 / 3, "a": 0.5, "b": 0.0} and (one[judge.FALSE] == 0).all()
-    one = judge.found(scores - 10, members, shadow, np.zeros((1, 100), bool), np.zeros(6, int), ["a"])
-    assert one.loc[0, "estimate"] == 0  # 0.99, of the shadow models
+    one = judge.found(scores, members, np.zeros(6, int), ["a"], np.arange(1000) / 200)  # above 4.95, of the reference
+    assert one.loc[0, "estimate"] == 1 / 3
+    one = judge.found(scores, members, np.zeros(6, int), ["a"], np.array([9.0]))
+    assert one.loc[0, "estimate"] == 0
 
 
 def test_weights_of_other_networks_are_not_taken():
