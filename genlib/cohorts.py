@@ -115,7 +115,7 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
         workbook, ``.parquet`` or ``.h5ad`` with one row a patient and one column a gene, or the other way round; a
         cBioPortal study folder; or, with `clinical`, a matrix of genes and samples.
     keep_ids : bool
-        Keep the patients' names of one's own file, as `Cohort.ids`: for `genlib.judge`, and never to be shown.
+        Keep the patients' names of one's own file, as `Cohort.ids`: for `genlib.audit`, and never to be shown.
     label : str
         Column that holds the class of each patient.
     clinical : path-like

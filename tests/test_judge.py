@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from genlib import attacks, bank, cohorts, features, judge, membership, metrics, networks, privacy, results, run
+from genlib import attacks, audit, bank, cohorts, features, membership, metrics, networks, privacy, results, run
 from genlib.__main__ import parse
 
 K = tf.keras
@@ -38,7 +38,7 @@ class TestRead:
         model.fit(x, y, verbose=0)
         beside(tmp_path)
         model.save(tmp_path / name)
-        found = judge.read(tmp_path / name)
+        found = audit.read_model(tmp_path / name)
         assert found.genes == GENES and found.classes == CLASSES
         np.testing.assert_array_equal(found.model.predict(x, verbose=0), model.predict(x, verbose=0))
         assert found.model.optimizer.get_config() == model.optimizer.get_config()
@@ -46,7 +46,7 @@ class TestRead:
     def test_one_without_optimizer_is_opened_uncompiled(self, tmp_path):
         beside(tmp_path)
         K.Sequential([K.Input((30,)), K.layers.Dense(3)]).save(tmp_path / "m.keras")
-        assert judge.read(tmp_path / "m.keras").model.optimizer is None
+        assert audit.read_model(tmp_path / "m.keras").model.optimizer is None
 
     @pytest.mark.parametrize("name", ["m.keras", "m.h5"])
     def test_code_in_a_file_does_not_run(self, tmp_path, name):
@@ -56,7 +56,7 @@ class TestRead:
         evil.save(tmp_path / name)
         os.unlink(ran)
         with pytest.raises(ValueError, match="'Lambda' of .* may run code.*build the model from Keras' own layers"):
-            judge.read(tmp_path / name)
+            audit.read_model(tmp_path / name)
         assert not os.path.exists(ran)
         if name == "m.h5":
             K.models.load_model(tmp_path / name, safe_mode=True)
@@ -79,7 +79,7 @@ class TestRead:
                 text = good.read(name)
                 bad.writestr(name, change(text.decode()) if name == "config.json" else text)
         with pytest.raises(ValueError, match="may run code"):
-            judge.read(tmp_path / "m.keras")
+            audit.read_model(tmp_path / "m.keras")
 
     def test_files_of_another_kind_are_refused_by_name_with_the_way_out(self, tmp_path):
         beside(tmp_path)
@@ -96,7 +96,7 @@ class TestRead:
         )
         for name, way in ways.items():
             with pytest.raises(ValueError, match=way):
-                judge.read(tmp_path / name)
+                audit.read_model(tmp_path / name)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -116,7 +116,7 @@ class TestRead:
         beside(tmp_path)
         small(**options).save(tmp_path / "m.keras")
         with pytest.raises(ValueError, match=message):
-            judge.read(tmp_path / "m.keras")
+            audit.read_model(tmp_path / "m.keras")
 
     @pytest.mark.parametrize(
         ("genes", "classes", "message"),
@@ -131,12 +131,12 @@ class TestRead:
         beside(tmp_path, genes, classes)
         small().save(tmp_path / "m.keras")
         with pytest.raises(ValueError, match=message):
-            judge.read(tmp_path / "m.keras")
+            audit.read_model(tmp_path / "m.keras")
 
     def test_without_names_it_says_how_to_make_them(self, tmp_path):
         small().save(tmp_path / "m.keras")
         with pytest.raises(ValueError, match="there is no .*genes.txt; write it: one gene a line"):
-            judge.read(tmp_path / "m.keras")
+            audit.read_model(tmp_path / "m.keras")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ class TestNames:
         genes = [*cohort.genes[30:40], *cohort.genes[:20]]
         beside(tmp_path, [f"{gene}\t8\t2" for gene in genes], ["class B", "class C", "class A"])
         small().save(tmp_path / "m.keras")
-        x, y = judge.match(judge.read(tmp_path / "m.keras"), cohort, "log2")
+        x, y = audit.match(audit.read_model(tmp_path / "m.keras"), cohort, "log2")
         columns = [cohort.genes.index(gene) for gene in genes]
         np.testing.assert_array_equal(x, (cohort.expression[:, columns] - 8) / 2)
         assert (y == np.array([2, 0, 1])[cohort.labels]).all()
@@ -172,10 +172,10 @@ class TestNames:
         small().save(tmp_path / "m.keras")
         beside(tmp_path, [*cohort.genes[:29], "NOT-HERE"], cohort.classes)
         with pytest.raises(ValueError, match="1 genes of the model are not in simulated: NOT-HERE; give the table"):
-            judge.match(judge.read(tmp_path / "m.keras"), cohort, "rank")
+            audit.match(audit.read_model(tmp_path / "m.keras"), cohort, "rank")
         beside(tmp_path, cohort.genes[:30], ["class A", "b", "C"])
         with pytest.raises(ValueError, match=r"has classes \['class B', 'class C'\].*name them in classes.txt"):
-            judge.match(judge.read(tmp_path / "m.keras"), cohort, "rank")
+            audit.match(audit.read_model(tmp_path / "m.keras"), cohort, "rank")
 
     def test_members_are_named_as_in_the_owners_file_and_no_message_names_one(self, cohort, tmp_path):
         table = pd.DataFrame(cohort.expression, columns=cohort.genes)
@@ -184,29 +184,29 @@ class TestNames:
         table.to_csv(tmp_path / "mine.csv", index=False)
         mine = cohorts.load(tmp_path / "mine.csv", label="type", keep_ids=True)
         (tmp_path / "m.txt").write_text("secret007\n\nsecret000 \n")
-        assert np.flatnonzero(judge.read_members(tmp_path / "m.txt", mine)).tolist() == [0, 7]
+        assert np.flatnonzero(audit.read_members(tmp_path / "m.txt", mine)).tolist() == [0, 7]
         assert cohorts.load(tmp_path / "mine.csv", label="type").ids[7] == "7"
         (tmp_path / "m.txt").write_text("secret007\nsecret999\n")
         with pytest.raises(ValueError, match="1 of 2 lines name no patient of mine, the first is line 2") as caught:
-            judge.read_members(tmp_path / "m.txt", mine)
+            audit.read_members(tmp_path / "m.txt", mine)
         assert "secret" not in str(caught.value)
         (tmp_path / "m.txt").write_text("\n".join(mine.ids))
         with pytest.raises(ValueError, match="240 of 240 patients are members"):
-            judge.read_members(tmp_path / "m.txt", mine)
+            audit.read_members(tmp_path / "m.txt", mine)
 
     def test_a_model_that_cannot_be_the_one_is_refused(self, known):
         x, y, members = known
         model = network()
         model.fit(x[members], y[members], epochs=10, verbose=0)
-        logits = judge.answers(model, x)
-        judge.refuse_mismatch(logits, y, members)
+        logits = audit.answers(model, x)
+        audit.refuse_mismatch(logits, y, members)
         right = (logits[0].argmax(axis=1) == y)[~members].mean()
-        judge.refuse_mismatch(logits, y, members, right)
+        audit.refuse_mismatch(logits, y, members, right)
         order = np.random.default_rng(0).permutation(x.shape[1])
-        odd = judge.answers(model, x[:, order])
+        odd = audit.answers(model, x[:, order])
         for answers, labels, stated in [(odd, y, None), (logits, (y + 1) % 3, None), (logits, y, right - 0.3)]:
             with pytest.raises(ValueError, match="in another order"):
-                judge.refuse_mismatch(answers, labels, members, stated)
+                audit.refuse_mismatch(answers, labels, members, stated)
 
 
 def verdict(model, known, epochs=40):
@@ -214,8 +214,8 @@ def verdict(model, known, epochs=40):
     x, y, members = known
     sets = membership.shadow_sets(members.sum(), len(y), 12, seed=0)
     how = {"epochs": epochs, "batch_size": 16, "seed": 0, "progress": False}
-    shadows, logits = bank.train(model, x, y, sets, **how), judge.answers(model, x)
-    inside, further, activation = judge.weights(model, x)
+    shadows, logits = bank.train(model, x, y, sets, **how), audit.answers(model, x)
+    inside, further, activation = audit.weights(model, x)
     aside, told = {"shadows": (shadows.logits, sets)}, attacks.lira(shadows.logits, y, sets)
     scores = {
         "LiRA": (attacks.lira(logits, y, members[None], **aside), told),
@@ -225,10 +225,10 @@ def verdict(model, known, epochs=40):
             for first, rest in ((inside, further), (shadows.inside, shadows.further))
         ],
     }
-    rows = [judge.found(a[0], members, y, ["A", "B", "C"], b[~sets]).assign(attack=k) for k, (a, b) in scores.items()]
+    rows = [audit.found(a[0], members, y, ["A", "B", "C"], b[~sets]).assign(attack=k) for k, (a, b) in scores.items()]
     table = pd.concat(rows, ignore_index=True)
-    assert (results.select(table, metric=judge.FALSE, group="all")["estimate"] <= 0.01).all()
-    return results.verdict(results.select(table, metric=judge.FOUND).assign(bound=np.nan), 0.03)
+    assert (results.select(table, metric=audit.FALSE, group="all")["estimate"] <= 0.01).all()
+    return results.verdict(results.select(table, metric=audit.FOUND).assign(bound=np.nan), 0.03)
 
 
 class TestVerdict:
@@ -256,8 +256,8 @@ class TestVerdict:
         _, (x, y, members) = memorizer
         promise = privacy.Privacy(epsilon=2.0)
         model, words = privacy.release(network(0.05), x[members], y[members], promise, n=144, epochs=20)
-        judge.bundle(tmp_path, model, cohort.genes, cohort.classes, words)
-        released = judge.read(tmp_path)
+        audit.bundle(tmp_path, model, cohort.genes, cohort.classes, words)
+        released = audit.read_model(tmp_path)
         np.testing.assert_array_equal(released.model(x[:5]), model(x[:5]))
         assert released.promise == words and released.memory is None
         assert verdict(released.model, (x, y, members))[0] != "fails"
@@ -271,10 +271,10 @@ class TestVerdict:
         beside(tmp_path, [f"g{i}" for i in range(400)], CLASSES)
         for name in ("m.keras", "m.h5"):
             model.save(tmp_path / name)
-            released = judge.read(tmp_path / name)
+            released = audit.read_model(tmp_path / name)
             np.testing.assert_array_equal(released.memory, model.optimizer.momentums[0])
-        seed, start = judge.known_start(released.model)
-        assert seed == 1 and judge.known_start(released.model, seeds=[0, 2]) == (None, None)
+        seed, start = audit.known_start(released.model)
+        assert seed == 1 and audit.known_start(released.model, seeds=[0, 2]) == (None, None)
         for change in (model.get_weights()[0] - start[0], released.memory):
             moved = (x @ change)[None]
             found = attacks.span(moved, x, moved - attacks.left_out(moved, x, 1e-6), 1e-6)
@@ -283,12 +283,12 @@ class TestVerdict:
 
 def test_found_counts_whom_the_stricter_threshold_accuses():
     scores, members = np.array([5.0, 3, 1, 4, 2, 0]), np.array([1, 1, 1, 0, 0, 0], bool)
-    one = judge.found(scores, members, np.array([0, 0, 1, 0, 1, 1]), ["a", "b"], np.arange(100) / 100)
+    one = audit.found(scores, members, np.array([0, 0, 1, 0, 1, 1]), ["a", "b"], np.arange(100) / 100)
     one = one.set_index(["metric", "group"])["estimate"]  # above 4, the highest of three others
-    assert one[judge.FOUND].to_dict() == {"all": 1 / 3, "a": 0.5, "b": 0.0} and (one[judge.FALSE] == 0).all()
-    one = judge.found(scores, members, np.zeros(6, int), ["a"], np.arange(1000) / 200)  # above 4.95, of the reference
+    assert one[audit.FOUND].to_dict() == {"all": 1 / 3, "a": 0.5, "b": 0.0} and (one[audit.FALSE] == 0).all()
+    one = audit.found(scores, members, np.zeros(6, int), ["a"], np.arange(1000) / 200)  # above 4.95, of the reference
     assert one.loc[0, "estimate"] == 1 / 3
-    one = judge.found(scores, members, np.zeros(6, int), ["a"], np.array([9.0]))
+    one = audit.found(scores, members, np.zeros(6, int), ["a"], np.array([9.0]))
     assert one.loc[0, "estimate"] == 0
 
 
@@ -301,10 +301,10 @@ def test_weights_of_other_networks_are_not_taken():
         K.layers.Softmax(),
     ]
     x = np.ones((2, 30), np.float32)
-    inside, further, activation = judge.weights(K.Sequential([K.Input((30,)), *layers]), x)
+    inside, further, activation = audit.weights(K.Sequential([K.Input((30,)), *layers]), x)
     assert inside.shape == (1, 2, 4) and len(further) == 3 and activation is K.activations.tanh
     for odd in (K.layers.LayerNormalization(), K.layers.Dense(3, use_bias=False), K.layers.Dense(4, "relu")):
-        assert judge.weights(K.Sequential([K.Input((30,)), *layers[:2], odd, K.layers.Dense(3)]), x) is None
+        assert audit.weights(K.Sequential([K.Input((30,)), *layers[:2], odd, K.layers.Dense(3)]), x) is None
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_the_command_leaves_a_card_and_names_patients_in_their_owners_file_alone
     x, y, members = known
     model = network()
     model.fit(x[members], y[members], epochs=20, batch_size=16, verbose=0)
-    judge.bundle(tmp_path / "m", model, cohort.genes, cohort.classes, "None.")
+    audit.bundle(tmp_path / "m", model, cohort.genes, cohort.classes, "None.")
     (tmp_path / "members.txt").write_text("\n".join(cohort.ids[members]))
     words = ["judge", "--model", f"{tmp_path}/m", "--members", f"{tmp_path}/members.txt", "--cohort", "simulated"]
     words += ["--n-shadow-models", "12", "--epochs", "20", "--batch-size", "16", "--run", "test-judge"]
