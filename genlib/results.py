@@ -1,4 +1,4 @@
-"""Results that survive a kill: atomic writes, a content-addressed cache, tidy tables and the manifest.
+"""Results that survive a kill: atomic writes, arrays with checksums, tidy tables, verdicts, options and the manifest.
 
 Nothing here is ever read half written: every file is written beside its final name and moved there when it is
 complete. Tables are CSV, arrays are ``.npz`` without objects; nothing is pickled.
@@ -13,9 +13,9 @@ import os
 import pathlib
 import platform
 import re
+import secrets
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 
@@ -24,7 +24,7 @@ import pandas as pd
 import threadpoolctl
 import yaml
 
-from genlib import metrics
+from genlib import __version__, metrics
 
 # One meaning each: features are what a model takes in; network and trainer, what was really trained and by which code
 # ("" where nothing is); start, from where. defense is a kind, strength its number, epsilon a promise. shared is what is
@@ -37,34 +37,27 @@ COLUMNS = [
 ]  # fmt: skip
 NUMBERS = ["strength", "epsilon", "estimate", "low", "high", "bound"]
 COUNTS = ["n_patients", "n_models", "false_positives", "false_positive_patients"]
-# What tells two rows apart.
-KEYS = [name for name in COLUMNS if name not in [*NUMBERS[2:], *COUNTS]]
+KEYS = [name for name in COLUMNS if name not in [*NUMBERS[2:], *COUNTS]]  # what tells two rows apart
+SETTING = ["notebook", "cohort", "features", "network", "trainer", "defense", "strength", "epsilon", "start"]
+INTERVAL = ["estimate", "low", "high"]
+UTILITY, RISK = ([name, f"{name}_low", f"{name}_high"] for name in ("utility", "risk"))
+VERDICTS = ["passes", "cannot be told", "fails"]
+FOUND = "TPR at FPR 0.01"  # the risk that a tolerance speaks of: members found at 1 false accusation in 100
+HERE = pathlib.Path(__file__).parent
+PACKAGES = [
+    "tensorflow", "tensorflow-privacy", "tensorflow-empirical-privacy", "dp-accounting", "numpy", "pandas", "scipy",
+    "scikit-learn", "anndata", "papermill",
+]  # fmt: skip
 
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Give a temporary path beside `path`, and move it there when the block ends without an error.
-
-    Parameters
-    ----------
-    path : path-like
-        Final file. Its folder is made when it is missing.
-
-    Yields
-    ------
-    pathlib.Path
-        A file of its own in the same folder; removed when the block fails, so nothing half written is left.
-
-    Raises
-    ------
-    OSError
-        When the disk is full (named, with the way out) or the folder cannot be written.
+    """Give a path of its own beside `path`, and move what was written there when the block ends without an error.
 
     Examples
     --------
-    >>> import pathlib, tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> target = pathlib.Path(folder.name) / "a.txt"
+    >>> import tempfile
+    >>> target = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
     >>> with atomic_path(target) as part:
     ...     _ = part.write_text("whole")
     >>> target.read_text()
@@ -72,48 +65,24 @@ def atomic_path(path):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    part = pathlib.Path(name)
+    part = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield part
-        os.chmod(part, 0o666 & ~_umask())
         os.replace(part, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk is full; {path} was not written and nothing half written is left. Free some space, or "
-                "choose another folder (GENLIB_DATA for cohorts, --run for results)",
-            ) from error
+            way = "Free some space, or choose another folder (GENLIB_DATA for cohorts)"
+            raise OSError(error.errno, f"the disk is full; {path} was not written. {way}") from error
         raise
     finally:
         part.unlink(missing_ok=True)
 
 
-def _umask():
-    value = os.umask(0)
-    os.umask(value)
-    return value
-
-
 def digest(*parts):
-    """SHA-256 over arrays, strings and JSON-able values, the same on every run and platform.
-
-    Parameters
-    ----------
-    *parts : numpy.ndarray, bytes, str, or anything that `json` can write
-        What to digest, in order. Arrays count with their dtype and shape.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
+    """SHA-256 over arrays (with their dtype and shape), bytes, and what `json` can write; the same on every platform.
 
     Examples
     --------
-    >>> digest(np.arange(3)) == digest(np.arange(3))
-    True
     >>> digest(np.arange(3)) == digest(np.arange(3.0))
     False
     """
@@ -122,60 +91,26 @@ def digest(*parts):
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype.str}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).tobytes())
-        elif isinstance(part, bytes):
-            sha.update(part)
         else:
-            sha.update(json.dumps(part, sort_keys=True).encode())
+            sha.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
         sha.update(b"\0")
     return sha.hexdigest()
 
 
 def code_digest(*modules):
-    """Digest of the source of genlib modules, so that cached results never outlive the code that made them.
-
-    Parameters
-    ----------
-    *modules : str
-        Module names without the package, as ``"bank"``; none means every module of genlib and all its data.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-
-    Examples
-    --------
-    >>> code_digest("results") == code_digest("results")
-    True
-    """
-    folder = pathlib.Path(__file__).parent
-    every = [*folder.glob("*.py"), *(path for path in (folder / "data").rglob("*") if path.is_file())]
-    return digest(*[path.read_bytes() for path in [folder / f"{name}.py" for name in modules] or sorted(every)])
+    """Digest of the source of genlib's modules, of all and their data by default: no cache outlives its code."""
+    every = [*HERE.glob("*.py"), *(path for path in (HERE / "data").rglob("*") if path.is_file())]
+    return digest(*[path.read_bytes() for path in [HERE / f"{name}.py" for name in modules] or sorted(every)])
 
 
 def file_digest(path):
-    """SHA-256 of one file, read in pieces.
-
-    Examples
-    --------
-    >>> len(file_digest(__file__))
-    64
-    """
+    """SHA-256 of one file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_arrays(path, **arrays):
-    """Write arrays to one ``.npz`` file, atomically, with a checksum of their content.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
-    >>> save_arrays(path, logits=np.zeros((2, 3)))
-    >>> load_arrays(path)["logits"].shape
-    (2, 3)
-    """
+    """Write arrays to one ``.npz`` file, atomically, with a checksum of their content."""
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays, checksum=_checksum(arrays))
 
@@ -186,11 +121,7 @@ def _checksum(arrays):
 
 
 def load_arrays(path):
-    """Read what `save_arrays` wrote, or None when there is no such file or it is damaged (with a warning).
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, or None
+    """Read what `save_arrays` wrote; None when there is no such file, or it is damaged (with a warning).
 
     Examples
     --------
@@ -227,12 +158,7 @@ def record(run_folder, notebook, table, **context):
     Returns
     -------
     pandas.DataFrame
-        The tidy rows as written.
-
-    Raises
-    ------
-    ValueError
-        When the table has a column that is not in `COLUMNS`, a missing `metric`, or two rows with the same `KEYS`.
+        The rows as written. A column that is not known, a row without a metric or two with the same `KEYS` are errors.
 
     Examples
     --------
@@ -243,9 +169,9 @@ def record(run_folder, notebook, table, **context):
     0  simulated  accuracy       0.9
     """
     table = tidy(pd.concat(table) if isinstance(table, list) else table, notebook=notebook, **context)
-    wrong = table.duplicated(KEYS) | (table["metric"] == "")
-    if wrong.any():
-        row = table.loc[wrong, KEYS].iloc[0].to_dict()
+    wrong = table[table.duplicated(KEYS) | (table["metric"] == "")]
+    if len(wrong):
+        row = wrong[KEYS].iloc[0].to_dict()
         raise ValueError(f"results of {notebook}: a row is repeated or has no metric: {row}")
     _write_csv(pathlib.Path(run_folder) / "parts" / f"{notebook}.csv", table)
     return table
@@ -263,12 +189,11 @@ def tidy(table, **context):
     table = table.assign(**context).reset_index(drop=True)
     unknown = sorted(set(table.columns) - set(COLUMNS))
     if unknown:
-        notebook = context.get("notebook", "a notebook")
-        raise ValueError(f"results of {notebook}: columns {unknown} are not among {COLUMNS}; map or drop them")
-    table = table.reindex(columns=COLUMNS)
+        where = context.get("notebook", "a notebook")
+        raise ValueError(f"results of {where}: columns {unknown} are not among {COLUMNS}; map or drop them")
     kinds = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
     words = [name for name in COLUMNS if name not in kinds]
-    return table.fillna(dict.fromkeys(words, "")).astype(kinds | dict.fromkeys(words, str))
+    return table.reindex(columns=COLUMNS).fillna(dict.fromkeys(words, "")).astype(kinds | dict.fromkeys(words, str))
 
 
 def _write_csv(path, table):
@@ -279,83 +204,38 @@ def _write_csv(path, table):
 def load(run_folder, notebook=None):
     """Read the tidy results of a run, of one notebook or of all in their order.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as in `COLUMNS`.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the notebook has left no results in this run; says which command makes them.
-
     Examples
     --------
     >>> load("no-such-run", "02_target_model")
     Traceback (most recent call last):
     FileNotFoundError: no results of 02_target_model in no-such-run; run that notebook first ...
     """
-    folder = pathlib.Path(run_folder) / "parts"
-    paths = [folder / f"{notebook}.csv"] if notebook else sorted(folder.glob("*.csv"))
-    missing = [p for p in paths if not p.exists()]
-    if missing or not paths:
+    paths = sorted((pathlib.Path(run_folder) / "parts").glob(f"{notebook or '*'}.csv"))
+    if not paths:
         raise FileNotFoundError(
             f"no results of {notebook or 'any notebook'} in {run_folder}; run that notebook first "
             f"(./run_all.sh --from {notebook or '01_cohort'})"
         )
-    return tidy(pd.concat([read(p) for p in paths]))
+    return tidy(pd.concat([read(path) for path in paths]))
 
 
 def read(path):
-    """Read one file of results as it was written.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = record(folder, "02_target_model", pd.DataFrame({"metric": ["accuracy"], "estimate": [0.1 + 0.2]}))
-    >>> read(pathlib.Path(folder) / "parts" / "02_target_model.csv")["estimate"][0] == 0.1 + 0.2
-    True
-    """
-    text = {c: str for c in COLUMNS if c not in NUMBERS and c not in COUNTS}
-    empty = {c: [""] for c in NUMBERS + COUNTS}
+    """Read one file of results as it was written."""
+    text = dict.fromkeys(set(COLUMNS) - {*NUMBERS, *COUNTS}, str)
+    empty = dict.fromkeys(NUMBERS + COUNTS, [""])
     # Only an empty cell is missing: "none" and "NA" are words that a class or a defense may be called.
     return tidy(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, float_precision="round_trip"))
 
 
 def merge(run_folder):
-    """Join the parts of all notebooks into ``results.csv``, the one table of the run.
-
-    Returns
-    -------
-    pandas.DataFrame
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = record(folder, "02_target_model", pd.DataFrame({"metric": ["accuracy"], "estimate": [0.9]}))
-    >>> len(merge(folder))
-    1
-    """
+    """Join the parts of all notebooks into ``results.csv``, the one table of the run, and return it."""
     table = load(run_folder)
     _write_csv(pathlib.Path(run_folder) / "results.csv", table)
     return table
 
 
 def one(table, **where):
-    """Pick the one row of a results table that fits.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `load` gives it.
-    **where
-        Column to value; None asks for rows without a number there, as ``epsilon=None``.
-
-    Returns
-    -------
-    pandas.Series
+    """Pick the one row of a results table that fits, as `select`.
 
     Raises
     ------
@@ -375,7 +255,7 @@ def one(table, **where):
 
 
 def select(table, **where):
-    """Pick the rows of a results table that fit; a list of values means any of them.
+    """Pick the rows of a table whose columns have these values; of a list any one, None where there is no number.
 
     Examples
     --------
@@ -383,17 +263,9 @@ def select(table, **where):
     2
     """
     for column, value in where.items():
-        if value is None:
-            table = table[table[column].isna()]
-        else:
-            table = table[table[column].isin(value if isinstance(value, (list, tuple)) else [value])]
+        wanted = np.nan if value is None else value
+        table = table[table[column].isin(wanted if isinstance(wanted, list | tuple) else [wanted])]
     return table
-
-
-SETTING = ["notebook", "cohort", "features", "network", "trainer", "defense", "strength", "epsilon", "start"]
-INTERVAL = ["estimate", "low", "high"]
-VERDICTS = ["passes", "cannot be told", "fails"]
-FOUND = "TPR at FPR 0.01"  # the risk that a tolerance speaks of: members found at 1 false accusation in 100
 
 
 def label(row):
@@ -412,10 +284,9 @@ def label(row):
 
 
 def risks(table, metric=FOUND):
-    """Rows of one metric of every attack that measures something, controls left out; of weights, in each notebook.
+    """Rows of one metric of every attack that measures something, controls left out.
 
-    Notebook 04_weights attacks weights of the undefended model and of others that are settings of another notebook,
-    too: its rows count there.
+    Notebook 04_weights attacks models that are settings of other notebooks, too: its rows count in each of them.
     """
     found = select(table[table["attack"] != ""], metric=metric, control="")
     others = [name for name in found["notebook"].unique() if name != "04_weights"]
@@ -449,14 +320,13 @@ def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
     """
     # Models by TF-Privacy are there to be compared with the bank's, and no settings of their own.
     table = table[table["trainer"] != "tf-privacy"]
-    numbers = {name: [f"{name}_low", f"{name}_high"] for name in ("utility", "risk")}
     useful = select(table, metric=utility, group=group, attack="", control="")
-    useful = useful.rename(columns=dict(zip(INTERVAL, ["utility", *numbers["utility"]], strict=True)))
-    order = ["estimate", "attack", "attacker"]
-    worst = select(risks(table, risk), group=group).sort_values(order, ascending=[False, True, True])
-    worst = worst.drop_duplicates(SETTING).rename(columns=dict(zip(INTERVAL, ["risk", *numbers["risk"]], strict=True)))
-    left = useful[[*SETTING, "shared", "n_patients", "utility", *numbers["utility"]]]
-    found = left.merge(worst[[*SETTING, "attack", "attacker", "risk", *numbers["risk"], "bound"]], on=SETTING)
+    worst = select(risks(table, risk), group=group)
+    worst = worst.sort_values(["estimate", "attack", "attacker"], ascending=[False, True, True])
+    useful = useful.rename(columns=dict(zip(INTERVAL, UTILITY, strict=True)))
+    worst = worst.rename(columns=dict(zip(INTERVAL, RISK, strict=True)))
+    worst = worst.drop_duplicates(SETTING)[[*SETTING, "attack", "attacker", *RISK, "bound"]]
+    found = useful[[*SETTING, "shared", "n_patients", *UTILITY]].merge(worst, on=SETTING)
     found.insert(0, "setting", [label(row) for row in found.to_dict("records")])
     for column, same, width in (("network", ["setting", "notebook"], None), ("notebook", ["setting"], 2)):
         twice = found.duplicated(same, keep=False)  # of a notebook its number is enough
@@ -468,16 +338,6 @@ def frontier(points):
     """Say which settings no other beats: more utility and less risk, one of both strictly, and no less handed out.
 
     What hands out answers only does not beat what hands out the model. What could not be measured beats nothing.
-
-    Parameters
-    ----------
-    points : pandas.DataFrame
-        From `settings`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (rows,) bool.
 
     Examples
     --------
@@ -555,55 +415,41 @@ def decisions(table, tolerance=0.03, floor=0.5):
     Returns
     -------
     pandas.DataFrame
-        As `settings` with answers, model ("passes", "fails", "cannot be told"), and why, for the model where it is
-        handed out; what passes first, and of that the most useful.
+        As `settings` with answers, model (of `VERDICTS`), and why, for the model where it is handed out; what passes
+        first, and of that the most useful.
 
     Examples
     --------
     >>> decisions(pd.DataFrame(columns=COLUMNS)).empty
     True
     """
-    found, measured = settings(table), risks(table)
-    measured = measured.fillna({"strength": -1, "epsilon": -1})
-    judged = []
-    for row in found.to_dict("records"):
-        wanted = {name: -1 if row[name] != row[name] else row[name] for name in SETTING}
-        judged.append(_judge(select(measured, **wanted), row, tolerance, floor))
-    judged = pd.DataFrame(judged, columns=["answers", "model", "why"])
-    judged = judged.astype({name: pd.CategoricalDtype(VERDICTS, ordered=True) for name in ("answers", "model")})
-    order = ["model", "answers", "utility", "setting"]
-    found = found.join(judged).sort_values(order, ascending=[True, True, False, True], ignore_index=True)
-    return found.astype({"answers": str, "model": str})
+    found = settings(table)
+    measured = risks(table).merge(found[SETTING].reset_index(), on=SETTING)  # which takes NaN for equal to NaN
+    judged = [_judge(measured[measured["index"] == i], row, tolerance, floor) for i, row in found.iterrows()]
+    found[["answers", "model", "why"]] = pd.DataFrame(judged, columns=["answers", "model", "why"], dtype=str)
+    ranks = found.assign(**{name: found[name].map(VERDICTS.index) for name in ("answers", "model")})
+    order = ranks.sort_values(["model", "answers", "utility", "setting"], ascending=[True, True, False, True]).index
+    return found.loc[order].reset_index(drop=True)
 
 
 def _judge(risk, row, tolerance, floor):
     """Verdicts on the answers and on the model of one setting, and the reason."""
     if row["utility_high"] < floor:
         return "fails", "fails", f"balanced accuracy below {100 * floor:.0f} %"
-    answers, why = verdict(select(risk, shared="answers"), tolerance)
-    model, why_model = verdict(risk, tolerance)
+    answers, why_answers = verdict(select(risk, shared="answers"), tolerance)
+    model, why = verdict(risk, tolerance)
     if row["shared"] == "answers":
-        model = "fails"
-        why = f"{why}; the model behind stays as it is"
+        model, why = "fails", f"{why_answers}; the model behind stays as it is"
     elif model == "passes" and not (risk["bound"].max() <= tolerance) and select(risk, shared="model").empty:
         model, why = "cannot be told", "its weights were not attacked"
-    else:
-        why = why_model
     if row["utility_low"] < floor:
-        unsure = f"balanced accuracy not surely above {100 * floor:.0f} %"
-        return *(["fails" if one == "fails" else "cannot be told" for one in (answers, model)]), unsure
+        answers, model = (said if said == "fails" else "cannot be told" for said in (answers, model))
+        why = f"balanced accuracy not surely above {100 * floor:.0f} %"
     return answers, model, why
 
 
 def load_runs(runs):
-    """Read the results of several runs into one table, with columns run (cohort and network) and seed.
-
-    Examples
-    --------
-    >>> load_runs(["no-such-run"])
-    Traceback (most recent call last):
-    FileNotFoundError: no results of any notebook in no-such-run; run that notebook first ...
-    """
+    """Read the results of several runs into one table, with columns run (cohort and network) and seed."""
     tables = []
     for folder in map(pathlib.Path, runs):
         table = load(folder)
@@ -626,17 +472,14 @@ def pooled(table, by):
 
 
 def rank_correlation(x, y, groups, n_draws=2000, seed=0):
-    """Correlate ranks within groups, and say how often shuffling within groups gives as much.
+    """Correlate ranks within groups: Spearman's coefficient, and its permutation test within groups.
 
-    Groups that differ as a whole make no correlation. The test is the permutation test of Spearman's coefficient,
-    stratified by group.
+    Groups that differ as a whole make no correlation.
 
     Parameters
     ----------
-    x, y : array-like
-        (points,), no missing values.
-    groups : numpy.ndarray
-        (points,), as the cohort of each class.
+    x, y, groups : array-like
+        (points,), no missing values; groups as the cohort of each class.
     n_draws, seed : int
 
     Returns
@@ -652,33 +495,21 @@ def rank_correlation(x, y, groups, n_draws=2000, seed=0):
     >>> round(coefficient, 3), p < 0.05
     (-1.0, True)
     """
-    points = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
-    ranks = points.groupby(groups).rank()
+    points = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float), "group": np.asarray(groups)})
+    points = points.sort_values("group", kind="stable").groupby("group", sort=False)
     # From -1 to 1 in every group, and 0 where it has one point.
-    ranks = ((ranks - 1) / (ranks.groupby(groups).transform("size").to_numpy()[:, None] - 1) * 2 - 1).fillna(0)
+    ranks = ((points.rank() - 1).div(points.transform("size") - 1, axis=0) * 2 - 1).fillna(0)
     if not np.ptp(ranks["x"]) or not np.ptp(ranks["y"]):
         return float("nan"), 1.0
-    found, rng = ranks.corr().iloc[0, 1], np.random.default_rng(seed)
-    places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    shuffled, as_far = ranks["y"].to_numpy().copy(), 1
-    for _ in range(n_draws):
-        for place in places:
-            shuffled[place] = rng.permutation(shuffled[place])
-        as_far += abs(np.corrcoef(ranks["x"], shuffled)[0, 1]) >= abs(found) - 1e-12
-    return float(found), as_far / (n_draws + 1)
+    # Random numbers of 0 to 1 beside the groups' numbers, in order, shuffle each group by itself.
+    chance = points.ngroup().to_numpy() + np.random.default_rng(seed).random((n_draws, len(ranks)))
+    products = ranks["y"].to_numpy()[chance.argsort(axis=1, kind="stable")] @ ranks["x"].to_numpy()
+    as_far = 1 + (np.abs(products) >= abs(ranks["x"] @ ranks["y"]) - 1e-12).sum()
+    return float(ranks.corr().iloc[0, 1]), as_far / (n_draws + 1)
 
 
 def save_json(path, value):
-    """Write a JSON file with sorted keys, atomically.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.json"
-    >>> save_json(path, {"b": 1, "a": 2})
-    >>> path.read_text().split()
-    ['{', '"a":', '2,', '"b":', '1', '}']
-    """
+    """Write a JSON file with sorted keys, atomically."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
@@ -698,17 +529,17 @@ def environment():
     >>> environment()["versions"]["numpy"] == np.__version__
     True
     """
-    packages = [
-        "tensorflow", "tensorflow-privacy", "tensorflow-empirical-privacy", "dp-accounting", "numpy", "pandas",
-        "scipy", "scikit-learn", "anndata", "papermill",
-    ]  # fmt: skip
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    words = ("internal_api", "version", "architecture", "num_threads")
+    blas = [" ".join(str(one[word]) for word in words if word in one) for one in threadpoolctl.threadpool_info()]
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "processor": _processor(),
-        "blas": _blas(),
+        "blas": sorted(blas),
         "git_commit": _git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -716,29 +547,16 @@ def environment():
 
 def _processor():
     """Kind of processor: NumPy, OpenBLAS and TensorFlow choose their loops by it, and these round otherwise."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.machine()
-    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    wide = [
-        name for name in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if name in found.get("flags", "").split()
-    ]
-    words = [found[name] for name in ("vendor_id", "cpu family", "model") if name in found]
-    return " ".join([platform.machine(), *words, *wide])
-
-
-def _blas():
-    words = ("internal_api", "version", "architecture", "num_threads")
-    found = [[str(one[word]) for word in words if word in one] for one in threadpoolctl.threadpool_info()]
-    return sorted(" ".join(one) for one in found)
+    file = pathlib.Path("/proc/cpuinfo")
+    first = file.read_text().partition("\n\n")[0] if file.exists() else ""
+    model = re.findall(r"^(?:vendor_id|cpu family|model)\s*: (.*)$", first, re.MULTILINE)
+    wide = re.findall(r"\b(?:avx2|fma|avx512f|avx512_bf16|amx_tile)\b", first)
+    return " ".join([platform.machine(), *model, *sorted(wide)])
 
 
 def _git_commit():
-    here = pathlib.Path(__file__).parent
-
     def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
@@ -762,21 +580,7 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path):
-    """Read a YAML file of options as it is meant: 1e-5 is a number, no is a word, 01 keeps its zero.
-
-    Raises
-    ------
-    ValueError
-        When the file cannot be read or is no YAML; says where.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.yaml"
-    >>> _ = path.write_text("delta: 1e-5\\nonly: 01\\nclass: no")
-    >>> read_yaml(path)
-    {'delta': 1e-05, 'only': '01', 'class': 'no'}
-    """
+    """Read a YAML file of options, as `parse_yaml`."""
     try:
         return parse_yaml(pathlib.Path(path).read_text(), path)
     except (OSError, UnicodeDecodeError) as error:
@@ -784,12 +588,12 @@ def read_yaml(path):
 
 
 def parse_yaml(text, where):
-    """Read options written as YAML; `where` names them when they are none.
+    r"""Read options as they are meant: 1e-5 is a number, no is a word, 01 keeps its zero; `where` names them in errors.
 
     Examples
     --------
-    >>> parse_yaml("{learning_rate: 2e-2}", "--network-options")
-    {'learning_rate': 0.02}
+    >>> parse_yaml("delta: 1e-5\nonly: 01\nclass: no", "profile")
+    {'delta': 1e-05, 'only': '01', 'class': 'no'}
     """
     try:
         return yaml.load(text, _Words)  # a SafeLoader
@@ -799,28 +603,11 @@ def parse_yaml(text, where):
 
 
 def update_manifest(run_folder, section, value):
-    """Set one section of the run's ``manifest.json`` and keep the others.
-
-    Parameters
-    ----------
-    run_folder : path-like
-    section : str
-        As a notebook's name, or ``"environment"``.
-    value : JSON-able
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = update_manifest(folder, "02_target_model", {"seed": 0})
-    >>> update_manifest(folder, "01_cohort", {"seed": 0})["02_target_model"]
-    {'seed': 0}
-    """
+    """Set one section of the run's ``manifest.json``, as a notebook's name or ``"environment"``; keep the others."""
     path = pathlib.Path(run_folder) / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else {}
-    manifest[section] = value
-    save_json(path, manifest)
-    return manifest
+    save_json(path, manifest | {section: value})
+    return manifest | {section: value}
 
 
 def banner(seed, *packages):
@@ -831,12 +618,9 @@ def banner(seed, *packages):
     >>> banner(0, "numpy")  # doctest: +SKIP
     seed 0 · Python 3.11... · genlib ... · numpy ...
     """
-    from genlib import __version__
-
-    if "ipykernel" in sys.modules and pathlib.Path.cwd() == pathlib.Path(__file__).parent.parent:
+    if "ipykernel" in sys.modules and pathlib.Path.cwd() == HERE.parent:
         raise RuntimeError(
             "run from here, results would go beside the repository: cd notebooks, or papermill --cwd notebooks"
         )
-    versions = [f"Python {sys.version.split()[0]}", f"genlib {__version__}"]
-    versions += [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    print(f"seed {seed} · " + " · ".join(versions))
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    print(" · ".join([f"seed {seed}", f"Python {platform.python_version()}", f"genlib {__version__}", *versions]))

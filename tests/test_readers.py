@@ -208,6 +208,23 @@ def with_models(folder):
     return pair(folder, rows_of(frame)) | {"ignore": "SequencingID"}
 
 
+def cells(change):
+    """The good table with some cells changed."""
+    frame = table().astype(object)
+    for (row, column), value in change.items():
+        frame.loc[row, column] = value
+    return rows_of(frame.fillna(""))
+
+
+def with_names(**names):
+    return rows_of(table().rename(columns=names))
+
+
+def put(rows, i, row):
+    """The same with one of them replaced, or left out."""
+    return [*rows[:i], *([row] if row is not None else []), *rows[i + 1 :]]
+
+
 LONE = ['"' * (i == 4) + name + '"' * (i == 9) for i, name in enumerate(NAMES)]
 PADDED = [f"{c} " for c in CLASSES]
 READ = {
@@ -215,6 +232,15 @@ READ = {
     "tabs in a .csv": lambda f: a_table(f, "\t"),
     "semicolons": lambda f: a_table(f, ";"),
     "decimal commas": lambda f: a_table(f, ";", change=lambda b: b.replace(b".", b",")),
+    "decimal commas, whole numbers last": lambda f: a_table(f, ";", rows=cells({(N - 1, "KRT5"): 8}),
+                                                            change=lambda b: b.replace(b".", b",")),
+    "all in quotes": lambda f: a_table(f, rows=[[f'"{c}"' for c in row] for row in rows_of(table())],
+                                       encoding="utf-8-sig", change=lambda b: b.replace(b"\n", b"\r\n")),
+    "signs that nobody sees": lambda f: a_table(f, rows=beside(
+        subtype=[c + ["", "\u200b", "\u00a0"][i // 3 % 3] for i, c in enumerate(CLASSES)])),
+    "a gene called like a clinical column": lambda f: a_table(f, rows=with_names(KRT5="OS9")),
+    "a mean beside the samples": lambda f: pair(f, [[*row, "mean" if i == 0 else "9.1"]
+                                                    for i, row in enumerate(matrix())]),
     "upper case ending": lambda f: a_table(f, name="MINE.CSV"),
     "text ending": lambda f: a_table(f, "\t", name="a.txt"),
     "braces in the name": lambda f: a_table(f, name="a {v2}.csv"),
@@ -305,12 +331,13 @@ def test_genes_without_a_symbol_go_by_entrez_id_and_repeated_ones_by_the_most_ex
         assert any(note.startswith(words) for note in cohort.notes)
 
 
-@pytest.mark.parametrize("form", ["{symbol}", "{id}", "{symbol}_{id}", "{symbol}|{id}", "{symbol} ({id})"])
+@pytest.mark.parametrize("form", ["{symbol}", "{id}", "{symbol}_{id}", "{symbol} ({id})", "{ensembl}.7"])
 def test_a_panel_is_found_however_a_file_names_its_genes(tmp_path, form):
-    ids = {**features.entrez_ids(), "TG": "7038"}
+    ids = {**features.gene_ids(), "TG": ("7038", "ENSG00000042832")}
     former = {"ORC6": "ORC6L"} if form == "{symbol}" else {}
     values = np.random.default_rng(0).normal(8, 1, (N, len(ids))).round(4)
-    frame = pd.DataFrame(values, columns=[form.format(symbol=former.get(s, s), id=i) for s, i in ids.items()])
+    names = [form.format(symbol=former.get(s, s), id=i, ensembl=e) for s, (i, e) in ids.items()]
+    frame = pd.DataFrame(values, columns=names)
     frame.assign(subtype=CLASSES).to_csv(tmp_path / "a.csv", index=False)
     own = cohorts.load(tmp_path / "a.csv", label="subtype")
     columns, missing = features.find_panel(own, "pam50")
@@ -438,7 +465,7 @@ def test_orientation_goes_by_the_side_that_names_more_samples(tmp_path):
     values = np.random.default_rng(1).normal(8, 2, (N, 200)).round(3)
     rows = matrix([f"V{n}" for n in names], [str(i + 1) for i in range(200)], values)
     said = refused(**pair(tmp_path, [list(row) for row in zip(*rows, strict=True)], about))
-    assert "164 of 200 samples, its columns, are not in column 'sample'" in said
+    assert "164 of 200 samples, its columns 38, 39, 40, 41, 42 and 159 more, are not in 'sample' of" in said
 
 
 def test_names_that_match_in_part_are_refused_unless_that_is_wanted(tmp_path):
@@ -456,23 +483,6 @@ def test_names_that_match_in_part_are_refused_unless_that_is_wanted(tmp_path):
 # --- what is refused, and the way out ---------------------------------------------------------------------------------
 
 
-def cells(change):
-    """The good table with some cells changed."""
-    frame = table().astype(object)
-    for (row, column), value in change.items():
-        frame.loc[row, column] = value
-    return rows_of(frame.fillna(""))
-
-
-def with_names(**names):
-    return rows_of(table().rename(columns=names))
-
-
-def put(rows, i, row):
-    """The same with one of them replaced, or left out."""
-    return [*rows[:i], *([row] if row is not None else []), *rows[i + 1 :]]
-
-
 def genes(change):
     """The good table with other values."""
     return rows_of(table(**dict(zip(GENES, change(VALUES).T, strict=True))))
@@ -480,6 +490,13 @@ def genes(change):
 
 def scaled(values):
     return (values - values.mean(axis=0)) / values.std(axis=0)
+
+
+def beside_signals(ends):
+    """A matrix with two columns a sample, as bead arrays have them."""
+    p = np.random.default_rng(3).uniform(0, 0.05, VALUES.shape).round(5)
+    both = np.stack([VALUES, p], axis=1).reshape(-1, D)
+    return matrix([name + end for name in NAMES for end in ends], GENES, both)
 
 
 LAYERS = {"X": scaled(VALUES), "layers": {"log2": VALUES.astype(np.float32)}}
@@ -507,12 +524,17 @@ REFUSED = {
     "numbers and a word": (beside(subtype=["odd", *(str(i % 2) for i in range(N - 1))]), "numeric but for 1", None),
     "measured class": (beside(subtype=VALUES[:, 0]), "holds measurements|has 36 values for 36 patients", None),
     "identifier": (beside(subtype=NAMES), "has 36 values for 36 patients", None),
-    "two spellings": (cells({(4, "subtype"): "luma"}), "which differ in case only", None),
+    "hyphen or blank": (beside(subtype=[c + "- "[i % 2] + "a" for i, c in enumerate(CLASSES)]), "or - . _ only", None),
+    "two spellings": (cells({(4, "subtype"): "luma"}), "which differ in case or - . _ only", None),
     "patient twice": (cells({(7, "patient"): "PX-0002"}), "names come more than once at rows 8; keep one", None),
     "patient twice in another case": (cells({(7, "patient"): "px_0002"}), "are those of others but for case", None),
     "patient without a name": (cells({(7, "patient"): ""}), "patients without a name at rows 8", None),
     "profile twice": (cells({(7, g): VALUES[2, i] for i, g in enumerate(GENES)}), "of others, at rows 3, 8", None),
     "gene twice": (with_names(KRT5="KRT14"), "1 names come more than once: KRT14; keep one of each", None),
+    "thousands": ([rows_of(table())[0], *([*row[:2], *(f'"1,{c}"' for c in row[2:])] for row in rows_of(table())[1:])],
+                  "36 patients and 0 genes are left; 'ACTR3B' holds text, first in row 1", None),
+    "all normal": (beside(patient=[f"TCGA-A{i % 3}-{i:04d}-11" for i in range(N)]), "36 samples of normal", None),
+    "laboratory": (beside(WBC=VALUES[:, 0]), "seem to hold no expression: WBC", N),
     "linear values": (genes(np.exp2), "pass units='linear'", N),
     "z-scores": (genes(scaled), "standard deviation 1", None),
     "z-scores of a part": (genes(scaled)[:28], "standard deviation 1", None),
@@ -529,22 +551,25 @@ MATRICES = {
     "clinical rows disagree": (dict(about=[*clinical(), [NAMES[3], "other"]]),
                                "rows 4, 37 name one 'sample' each and differ in 'subtype'", None),
     "clinical column twice": (dict(about=[[*row, row[1]] for row in clinical()]), "comes more than once", None),
-    "sample twice": (dict(rows=matrix([*NAMES[:35], NAMES[0]])), "columns 37 have the names of others", None),
+    "sample twice": (dict(rows=matrix([*NAMES[:35], NAMES[0]])), "names come more than once at columns 37", None),
     "text": (dict(rows=put(matrix(), 7, [*matrix()[7][:9], "high", *matrix()[7][10:]])),
              "column 10 holds a value that is not a number, first for gene CCNB1: 'high'", None),
     "dates": (dict(rows=matrix(genes=["1-Mar", "1-Mar", *GENES[2:]])), "2 genes are called by dates, as 1-Mar", N),
     "sample without values": (dict(rows=[matrix()[0], *(put(row, 4, "NA") for row in matrix()[1:])]),
                               "1 patients have hardly any value, at columns 5", None),
-    "no genes": (dict(rows=matrix()[:1]), "holds no genes", None),
+    "no genes": (dict(rows=matrix()[:1]), "holds only a header", None),
     "unmatched": (dict(about=clinical()[:31]), "6 of 36 samples", 30),
+    "signals and p-values": (dict(rows=beside_signals(("", ".Detection Pval"))), "36 of 72 samples", N),
+    "signals and p-values called so": (dict(rows=beside_signals((".AVG_Signal", ".Detection Pval"))),
+                                       "36 samples are second ones of a patient", N),
 }  # fmt: skip
 FILES = {
     "scaled h5ad": (lambda f: h5ad(f, **LAYERS), "give the values before that step, as layer='log2'", N),
     "donors twice": (lambda f: h5ad(f, obs=PAIRS) | {"min_class_size": 6}, "'donor_id' names 18 patients for 36", 18),
-    "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "columns with text: patient, subtype", None),
+    "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "those of text are: patient, subtype", None),
     "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds the class", None),
     "genes in rows, a patient twice": (lambda f: a_table(f, rows=[list(r) for r in zip(*rows_of(table()), strict=True)],
-        change=lambda b: b.replace(b"PX-0007", b"PX-0006")), "a name comes more than once, at columns 9", None),
+        change=lambda b: b.replace(b"PX-0007", b"PX-0006")), "1 patient names come more than once at columns 9", None),
     "genes in rows, no label": (lambda f: a_table(f, rows=matrix()), "Where genes are rows", None),
     "LFS": (lambda f: a_table(f, change=lambda b: b"version https://git-lfs.github.com\n"), "git lfs pull", None),
     "web page": (lambda f: a_table(f, change=lambda b: b"<!DOCTYPE html><html>"), "is a web page", None),
@@ -555,10 +580,12 @@ FILES = {
     "several in a zip": (lambda f: a_table(f, change=lambda b: two_in_zip(b)), "holds 2 files", None),
     "parquet that is none": (lambda f: a_table(f, name="a.parquet"), "cannot be read as parquet", None),
     "h5ad that is none": (lambda f: a_table(f, name="a.h5ad"), "cannot be read as an AnnData file", None),
+    "whole numbers with gaps": (lambda f: [table(hits=pd.array([1, 2, None] * 12, "Int64")).to_parquet(f / "a.parquet"),
+        {"source": f / "a.parquet", "label": "subtype"}][1], "seem to hold no expression: hits", N),
     "no file": (lambda f: {"source": f / "none.csv", "label": "x"}, "there is no file", None),
     "no clinical file": (lambda f: pair(f) | {"clinical": f / "none.tsv"}, "there is no file", None),
     "one column": (lambda f: a_table(f, rows=[["a"], ["b"]]), "no table of several columns", None),
-    "header only": (lambda f: a_table(f, rows=rows_of(table())[:1]), "0 patients", None),
+    "header only": (lambda f: a_table(f, rows=rows_of(table())[:1]), "holds only a header", None),
     "ignore unknown": (lambda f: a_table(f) | {"ignore": ["age"]}, "no column 'age'", None),
     "two matrices": (lambda f: {"source": study(f / "s", data_mrna_a="x", data_mrna_seq_v2_rsem=None, data_mrna_b="x"),
                      "label": "SUBTYPE"}, "found: data_mrna_a.txt, data_mrna_b.txt", None),
