@@ -36,6 +36,8 @@ class ConfidencePenalty(K.losses.Loss):
     0.3466
     """
 
+    side_by_side = True  # for the bank: the sum of several models' losses has the gradients of each
+
     def __init__(self, strength, label_smoothing=0.0, **options):
         super().__init__(**options)
         self.strength, self.label_smoothing = strength, label_smoothing
@@ -68,6 +70,8 @@ class RelaxLoss(K.losses.Loss):
     >>> float(RelaxLoss(1.0)(tf.constant([[1.0, 0.0]]), tf.constant([[9.0, 0.0]]))) < 0
     True
     """
+
+    side_by_side = True
 
     def __init__(self, target, **options):
         super().__init__(**options)

@@ -28,6 +28,12 @@ DEEPTYPE_START = K.initializers.serialize(K.initializers.RandomNormal(stddev=0.0
 FILTERS, WIDTH = 32, 71  # of the convolution
 
 
+def refuse(wrong, words):
+    """Raise a ValueError that says what is wrong with what was asked for, and the way out."""
+    if wrong:
+        raise ValueError(words)
+
+
 @K.utils.register_keras_serializable("genlib")
 class Sparse(K.constraints.Constraint):
     """Lasso of a kernel's entries, or of its rows (one row, one gene): a proximal step after each optimizer's step.
@@ -47,7 +53,8 @@ class Sparse(K.constraints.Constraint):
 
     Examples
     --------
-    >>> rows = Sparse(1.0, by_row=True, ramp=1e-9).bind(K.optimizers.SGD(1.0))
+    >>> rows = Sparse(1.0, by_row=True, ramp=1e-9)
+    >>> rows.optimizer = K.optimizers.SGD(1.0)
     >>> rows.optimizer.iterations.assign(1).numpy()
     1
     >>> rows(tf.constant([[3.0, 4.0], [0.3, 0.4]])).numpy()
@@ -56,48 +63,38 @@ class Sparse(K.constraints.Constraint):
     """
 
     def __init__(self, strength, by_row, ramp=50.0):
-        self.strength, self.by_row, self.ramp = strength, by_row, ramp
-        self.optimizer, self.alive = None, 1.0
-
-    def bind(self, optimizer):
-        """Name the optimizer whose steps and rates it follows; a compiled model of this module has done so."""
-        self.optimizer = optimizer
-        return self
+        self.strength, self.by_row, self.ramp, self.optimizer = strength, by_row, ramp, None
 
     def __call__(self, kernel):
         """Pull a kernel, or one a model, towards zero; set to zero exactly what does not reach the threshold."""
         step = tf.cast(self.optimizer.iterations, kernel.dtype)  # counts the step that was just taken
-        threshold = rates(self.optimizer, kernel, step) * self.strength * (1 - tf.exp(-step / self.ramp))
+        threshold = rates(self.optimizer, kernel, step, self.by_row) * self.strength * (1 - tf.exp(-step / self.ramp))
         size = tf.norm(kernel, axis=-1, keepdims=True) if self.by_row else tf.abs(kernel)
-        return self.alive * kernel * tf.nn.relu(1 - threshold / tf.maximum(size, 1e-38))
+        return kernel * tf.nn.relu(1 - threshold / tf.maximum(size, 1e-38))
 
     def get_config(self):
         """As Keras wants it."""
         return {"strength": float(self.strength), "by_row": self.by_row, "ramp": float(self.ramp)}
 
 
-def rates(optimizer, variable, step):
-    """What SGD or Adam multiplies the gradient, or its running mean, of a variable by in a step, counted from 1."""
+def follow(model, optimizer):
+    """Let the sparse kernels of a model follow the steps and rates of an optimizer."""
+    for layer in model.layers:
+        if isinstance(getattr(layer, "kernel_constraint", None), Sparse):
+            layer.kernel_constraint.optimizer = optimizer
+
+
+def rates(optimizer, kernel, step, by_row=False):
+    """What SGD or Adam multiplies the gradient, or its running mean, of a kernel by in a step, counted from 1.
+
+    Adam has a rate for each entry; whole rows are pulled at the rate that the mean square of their entries gives.
+    """
     if not isinstance(optimizer, K.optimizers.Adam):
         return optimizer.learning_rate
-    square = optimizer._velocities[optimizer._index_dict[optimizer._var_key(variable)]]
+    square = optimizer._velocities[optimizer._index_dict[optimizer._var_key(kernel)]]
+    square = tf.reduce_mean(square, -1, keepdims=True) if by_row else square
     correction = tf.sqrt(1 - optimizer.beta_2**step) / (1 - optimizer.beta_1**step)
     return optimizer.learning_rate * correction / (tf.sqrt(square) + optimizer.epsilon)
-
-
-@K.utils.register_keras_serializable("genlib")
-class RowAdam(K.optimizers.Adam):
-    """Adam with one rate a row of a `Sparse` kernel, so that the proximal step of whole rows has a closed form."""
-
-    def update_step(self, gradient, variable):
-        """As Adam's, with the mean square of a row in place of each entry's."""
-        if not isinstance(variable.constraint, Sparse):
-            return super().update_step(gradient, variable)
-        place, step = self._index_dict[self._var_key(variable)], tf.cast(self.iterations + 1, variable.dtype)
-        mean, square = self._momentums[place], self._velocities[place]
-        mean.assign_add((gradient - mean) * (1 - self.beta_1))
-        square.assign_add((tf.reduce_mean(gradient**2, -1, keepdims=True) - square) * (1 - self.beta_2))
-        variable.assign_sub(mean * rates(self, variable, step))
 
 
 def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
@@ -122,17 +119,10 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
     ValueError
         When the optimizer is not known; any other goes into Keras' own `compile`.
     """
-    sparse = [
-        layer.kernel_constraint for layer in model.layers if isinstance(getattr(layer, "kernel_constraint", 0), Sparse)
-    ]
-    if optimizer == "sgd":
-        chosen = K.optimizers.SGD(learning_rate, momentum)
-    elif optimizer == "adam":
-        chosen = (RowAdam if any(one.by_row for one in sparse) else K.optimizers.Adam)(learning_rate)
-    else:
-        raise ValueError(f"optimizer='{optimizer}': choose 'sgd' or 'adam', or compile the model yourself")
-    for one in sparse:
-        one.bind(chosen)
+    known = {"sgd": K.optimizers.SGD(learning_rate, momentum), "adam": K.optimizers.Adam(learning_rate)}
+    chosen = known.get(optimizer, optimizer)
+    refuse(isinstance(chosen, str), f"optimizer='{optimizer}': choose 'sgd' or 'adam', or compile the model yourself")
+    follow(model, chosen)
     model.compile(chosen, loss or K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     return model
 
@@ -193,10 +183,9 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
     >>> [layer.units for layer in mlp(20, 3, hidden=(8, 4)).layers]
     [8, 4, 3]
     """
-    sparse = Sparse(group, True, ramp) if group else None
-    return finish(
-        _dense(n_features, n_classes, hidden, "relu", (START, LAST), dropout, sparse, kernel_regularizer), **compiled
-    )
+    front, sparse = [K.Input((n_features,))], Sparse(group, True, ramp) if group else None
+    model = _dense(front, n_classes, hidden, "relu", (START, LAST), dropout, sparse, kernel_regularizer)
+    return finish(model, **compiled)
 
 
 def deeptype(
@@ -224,8 +213,9 @@ def deeptype(
     >>> deeptype(20, 3, group=0.1).layers[0].kernel_constraint.by_row
     True
     """
-    sparse = Sparse(group, True, ramp) if group else None
-    model = _dense(n_features, n_classes, hidden, "sigmoid", (DEEPTYPE_START,) * 2, dropout, sparse, kernel_regularizer)
+    front, sparse = [K.Input((n_features,))], Sparse(group, True, ramp) if group else None
+    starts = (DEEPTYPE_START, DEEPTYPE_START)
+    model = _dense(front, n_classes, hidden, "sigmoid", starts, dropout, sparse, kernel_regularizer)
     return finish(model, **compiled)
 
 
@@ -254,49 +244,18 @@ def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=No
     """
     options = {"kernel_initializer": START, "kernel_regularizer": kernel_regularizer}
     front = [
+        K.Input((n_features,)),
         K.layers.Reshape((n_features, 1)),
         K.layers.Conv1D(FILTERS, WIDTH, strides=WIDTH, padding="same", activation="relu", **options),
         *([K.layers.MaxPooling1D(2)] if n_features > WIDTH else []),
         K.layers.Flatten(),
     ]
-    behind = _dense(n_features, n_classes, hidden, "relu", (START, LAST), dropout, None, kernel_regularizer).layers
-    return finish(
-        K.Sequential([K.Input((n_features,)), *front, *[type(one).from_config(one.get_config()) for one in behind]]),
-        **compiled,
-    )
+    model = _dense(front, n_classes, hidden, "relu", (START, LAST), dropout, None, kernel_regularizer)
+    return finish(model, **compiled)
 
 
 NETWORKS = {"softmax": softmax, "mlp": mlp, "deeptype": deeptype, "cnn": cnn}
-
-
-def build(name, n_features, n_classes, **options):
-    """Build a network by its name, as profiles and the command line give it.
-
-    Parameters
-    ----------
-    name : {"softmax", "mlp", "deeptype", "cnn"}
-    n_features, n_classes : int
-    **options
-        Of that function.
-
-    Returns
-    -------
-    tf.keras.Model
-
-    Raises
-    ------
-    ValueError
-        When the name is not known; lists the known.
-
-    Examples
-    --------
-    >>> build("mlp", 20, 3, hidden=[8]).count_params()
-    195
-    """
-    return _known(name)(n_features, n_classes, **options)
-
-
-COMPILED = tuple(inspect.signature(finish).parameters)[1:]
+COMPILED = ("optimizer", "learning_rate", "momentum", "loss")
 TRAINING = ("epochs", "batch_size", "clustering")
 
 
@@ -336,17 +295,14 @@ class Recipe:
         asked = {**self.options, **changes}
         if self.function in NETWORKS.values():
             return self.function(n_features, n_classes, **asked)
-        model = self.function(n_features, n_classes, **{k: v for k, v in asked.items() if k not in COMPILED})
-        if getattr(model, "optimizer", None) is None:
-            raise ValueError(
-                f"{self.name}({n_features}, {n_classes}) returned {type(model).__name__} that is not compiled; end it "
-                "with model.compile(optimizer, loss) and return model"
-            )
-        again = {"loss": model.loss} | {name: value for name, value in asked.items() if name in COMPILED}
-        if len(again) > 1:
-            return finish(model, **again)
-        model.compile(model.optimizer, again["loss"], metrics=["accuracy"])
-        return model
+        again = {name: asked.pop(name) for name in COMPILED if name in asked}
+        model = self.function(n_features, n_classes, **asked)
+        found = f"{self.name}({n_features}, {n_classes}) returned {type(model).__name__} that is not compiled"
+        unfinished = getattr(model, "optimizer", None) is None
+        refuse(unfinished, f"{found}; end it with model.compile(optimizer, loss) and return model")
+        if not again.keys() - {"loss"}:
+            again["optimizer"] = model.optimizer
+        return finish(model, **{"loss": model.loss} | again)
 
 
 def recipe(network="mlp", profile="quick", options=None):
@@ -381,48 +337,39 @@ def recipe(network="mlp", profile="quick", options=None):
     """
     known = results.read_yaml(pathlib.Path(__file__).parent.parent / "notebooks" / f"{profile}.yaml")["networks"]
     own = ":" in network or network.endswith(".py")
-    function = _function(network) if own else _known(network)
+    choices = f"choose one of {', '.join(NETWORKS)}, or your own as FILE.py:FUNCTION"
+    refuse(not own and network not in NETWORKS, f"network '{network}' is not known; {choices}")
+    function = _function(network) if own else NETWORKS[network]
     chosen = {**known["own" if own else network], **(options or {})}
     training = {name: chosen.pop(name) for name in TRAINING if name in chosen}
     found = Recipe(function.__name__, function, chosen, training)
     takes = [*found.takes, *TRAINING]
     unknown = [name for name in chosen if name not in takes]
-    if unknown:
-        raise ValueError(f"network_options: {found.name} takes no '{unknown[0]}'; choose among {', '.join(takes)}")
+    refuse(unknown, f"network_options: {found.name} takes no '{', '.join(unknown)}'; choose among {', '.join(takes)}")
     return found
-
-
-def _known(name):
-    if name not in NETWORKS:
-        known = ", ".join(NETWORKS)
-        raise ValueError(f"network '{name}' is not known; choose one of {known}, or your own as FILE.py:FUNCTION")
-    return NETWORKS[name]
 
 
 def _function(written):
     """Take a function from a Python file."""
     path, _, name = written.rpartition(":")
-    if not name or not path:
-        raise ValueError(f"network '{written}' names no function; write FILE.py:FUNCTION, as my_models.py:build")
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"network '{written}': there is no file {path}; write FILE.py:FUNCTION, as my_models.py:build")
+    way_out = "write FILE.py:FUNCTION, as my_models.py:build"
+    refuse(not name or not path, f"network '{written}' names no function; {way_out}")
+    refuse(not pathlib.Path(path).is_file(), f"network '{written}': there is no file {path}; {way_out}")
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        there = [word for word, value in vars(module).items() if inspect.isfunction(value)]
-        raise ValueError(f"network '{written}': {path} has no function '{name}'; it has {', '.join(there) or 'none'}")
+    there = [word for word, value in vars(module).items() if inspect.isfunction(value)]
+    here = ", ".join(there) or "none"
+    refuse(name not in there, f"network '{written}': {path} has no function '{name}'; it has {here}")
     return getattr(module, name)
 
 
-def _dense(n_features, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):
-    """Dense layers in one line; the first has the constraint `sparse`."""
-    model = K.Sequential([K.Input((n_features,))])
-    options = {"kernel_regularizer": kernel_regularizer}
-    for level, units in enumerate(hidden):
-        model.add(
-            K.layers.Dense(units, activation, True, starts[0], kernel_constraint=None if level else sparse, **options)
-        )
+def _dense(front, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):
+    """Dense layers in one line behind others; the first has the constraint `sparse`."""
+    model, options = K.Sequential(front), {"kernel_regularizer": kernel_regularizer}
+    for units in hidden:
+        model.add(K.layers.Dense(units, activation, True, starts[0], kernel_constraint=sparse, **options))
+        sparse = None
         if dropout:
             model.add(K.layers.Dropout(dropout))
     model.add(K.layers.Dense(n_classes, None, True, starts[1], **options))
@@ -438,6 +385,4 @@ def device():
     True
     """
     gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return "CPU"
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"

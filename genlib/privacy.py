@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import pathlib
 
 import dp_accounting
 import numpy as np
@@ -15,12 +16,13 @@ from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
 from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPModel
 
 from genlib import bank, layers
+from genlib.networks import refuse
 
 K = tf.keras
 NEIGHBORS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 # Privacy losses are rounded up to this grid: coarser than the library's own, ten times faster, and never optimistic.
 LOSS_GRID = 1e-3
-CURVE_EPSILONS = np.r_[0.0, np.geomspace(0.01, 30, 120)]
+STATEMENT = pathlib.Path(__file__).parent / "data" / "privacy_statement.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +114,12 @@ class Privacy:
     noisy_mean: bool = False
 
     def __post_init__(self):
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(
-                f"epsilon={self.epsilon}: must be a finite number above 0; leave privacy out (None) to train without"
-            )
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta={self.delta}: must be above 0 and below 1/n, as 1e-5")
-        if not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
-            raise ValueError(f"clip_norm={self.clip_norm}: must be a finite number above 0, as 1.0")
+        way_out = "leave privacy out (None) to train without"
+        refuse(not 0 < self.epsilon < math.inf, f"epsilon={self.epsilon}: must be a finite number above 0; {way_out}")
+        refuse(not 0 < self.delta < 1, f"delta={self.delta}: must be above 0 and below 1/n, as 1e-5")
+        refuse(
+            not 0 < self.clip_norm < math.inf, f"clip_norm={self.clip_norm}: must be a finite number above 0, as 1.0"
+        )
 
     def mechanism(self, n, epochs, batch_size=None, fault=None):
         """Noise, sampling rate and steps that keep this guarantee.
@@ -142,8 +142,7 @@ class Privacy:
         Raises
         ------
         ValueError
-            When delta is not below 1/n, batches are larger than n, a noisy mean is asked for with Poisson batches, or
-            the fault is not known.
+            When delta is not below 1/n, batches are larger than n or come with a noisy mean, or the fault is not known.
 
         Examples
         --------
@@ -151,20 +150,16 @@ class Privacy:
         >>> plan.steps, plan.divisor, 2.97 < accountant_epsilon(plan.noise_multiplier, 360, 1e-5, 1 / 12) <= 3.0
         (360, 32.0, True)
         """
-        if self.delta >= 1 / n:
-            raise ValueError(f"delta={self.delta}: must be below 1/n = {1 / n:.2g} for n={n} patients, as 1e-5")
-        if batch_size is not None and batch_size > n:
-            raise ValueError(f"batch_size={batch_size} for n={n} patients: set batch_size=None for full batches")
-        if batch_size is not None and self.noisy_mean:
-            raise ValueError(f"batch_size={batch_size} with noisy_mean: it is accounted for with full batches only")
-        if fault is not None and fault not in FAULTS:
-            raise ValueError(f"fault='{fault}' is not known; choose one of {', '.join(FAULTS)}")
+        batches, most = f"batch_size={batch_size}", 1 / n
+        refuse(self.delta >= most, f"delta={self.delta}: must be below 1/n = {most:.2g} for n={n} patients, as 1e-5")
+        refuse((batch_size or 0) > n, f"{batches} for n={n} patients: set batch_size=None for full batches")
+        refuse(batch_size and self.noisy_mean, f"{batches} with noisy_mean: set batch_size=None for full batches")
+        known = fault is None or fault in FAULTS
+        refuse(not known, f"fault='{fault}' is not known; choose one of {', '.join(FAULTS)}")
         rate = 1.0 if batch_size is None else batch_size / n
         steps = epochs * math.ceil(1 / rate - 1e-9)
         sigma = _calibrated(self.epsilon, self.delta, steps + self.noisy_mean, rate)
-        plan = Mechanism(
-            self.clip_norm, sigma * self.clip_norm, rate, steps, rate * n, sigma if self.noisy_mean else 0.0
-        )
+        plan = Mechanism(self.clip_norm, sigma * self.clip_norm, rate, steps, rate * n, sigma * self.noisy_mean)
         return FAULTS[fault](plan) if fault else plan
 
 
@@ -252,106 +247,58 @@ def accountant_epsilon(noise_multiplier, steps, delta, rate=1.0):
     >>> round(accountant_epsilon(3.0, steps=360, delta=1e-5, rate=1 / 12), 2)
     2.25
     """
-    if noise_multiplier <= 0 or steps < 1 or not 0 < rate <= 1:
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier}, steps={steps}, rate={rate}: the first two must be above 0, the rate "
-            "above 0 and at most 1"
-        )
-    return _accountant(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
+    found = f"noise_multiplier={noise_multiplier}, steps={steps}, rate={rate}"
+    wrong = noise_multiplier <= 0 or steps < 1 or not 0 < rate <= 1
+    refuse(wrong, f"{found}: the first two must be above 0, the rate above 0 and at most 1")
+    return _accountant().compose(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
+
+
+def _accountant():
+    return pld.PLDAccountant(NEIGHBORS, value_discretization_interval=LOSS_GRID)
 
 
 def _event(noise_multiplier, steps, rate):
     step = dp_accounting.GaussianDpEvent(noise_multiplier)
-    return dp_accounting.SelfComposedDpEvent(
-        step if rate >= 1 else dp_accounting.PoissonSampledDpEvent(rate, step), steps
-    )
+    sampled = step if rate >= 1 else dp_accounting.PoissonSampledDpEvent(rate, step)
+    return dp_accounting.SelfComposedDpEvent(sampled, steps)
 
 
-def _accountant(event=None):
-    accountant = pld.PLDAccountant(NEIGHBORS, value_discretization_interval=LOSS_GRID)
-    return accountant.compose(event) if event else accountant
+@functools.lru_cache(maxsize=256)
+def _calibrated(epsilon, delta, steps, rate):
+    def event(sigma):
+        return _event(sigma, steps, rate)
+
+    return dp_accounting.calibrate_dp_mechanism(_accountant, event, epsilon, delta, tol=1e-3)
 
 
-def gaussian_delta(epsilon, noise_multiplier, steps):
-    """Exact delta of `steps` full-batch releases with Gaussian noise, in closed form; checks the accountant.
+def trade_off(fpr, noise_multiplier, steps):
+    """Largest true positive rate that any membership attack can have against full-batch DP-SGD with this noise.
 
-    References
-    ----------
-    Balle, Wang: "Improving the Gaussian mechanism for differential privacy", ICML 2018, theorem 8, with mu =
-    sqrt(steps) / noise_multiplier.
-
-    Examples
-    --------
-    >>> round(gaussian_delta(1.0, noise_multiplier=1.0, steps=1), 4)
-    0.1269
-    """
-    mu = np.sqrt(steps) / noise_multiplier
-    normal = scipy.stats.norm
-    return normal.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon + normal.logcdf(-mu / 2 - epsilon / mu))
-
-
-def trade_off(fpr, noise_multiplier, steps, rate=1.0):
-    """Largest true positive rate that any membership attack can have against DP-SGD with this noise.
-
-    It uses the training's own noise, not only one (epsilon, delta) of it: every epsilon' has a delta', and each such
-    pair bounds the rate. With full batches the whole training is one Gaussian mechanism and the curve is exact.
+    It uses the training's own noise, not only one (epsilon, delta) of it: the whole training is one Gaussian mechanism,
+    and the curve is exact. With Poisson batches, which only hide more, it holds too.
 
     Parameters
     ----------
     fpr : float or numpy.ndarray
         False positive rates, in [0, 1].
-    noise_multiplier, steps, rate
+    noise_multiplier, steps
         As in `accountant_epsilon`.
 
     Returns
     -------
     numpy.ndarray
-        True positive rates of the same shape. Full batches: Phi(Phi^-1(fpr) + sqrt(steps) / noise_multiplier). Else the
-        smallest over epsilon' of exp(epsilon') fpr + delta' and of 1 - (1 - fpr - delta') / exp(epsilon').
+        True positive rates of the same shape, Phi(Phi^-1(fpr) + sqrt(steps) / noise_multiplier).
 
     References
     ----------
-    Dong, Roth, Su: "Gaussian differential privacy", JRSS B 84(1), 2022, proposition 2.12, equation 6, corollary 3.3.
+    Dong, Roth, Su: "Gaussian differential privacy", JRSS B 84(1), 2022, equation 6 and corollary 3.3.
 
     Examples
     --------
     >>> trade_off(0.1, noise_multiplier=10.0, steps=30).round(3)
     0.232
-    >>> trade_off(np.array([0.01, 0.1]), noise_multiplier=3.0, steps=360, rate=1 / 12).round(3)
-    array([0.038, 0.23 ])
     """
-    fpr = np.asarray(fpr, float)
-    if rate >= 1:
-        return scipy.stats.norm.cdf(scipy.stats.norm.ppf(fpr) + np.sqrt(steps) / noise_multiplier)
-    delta = _deltas(noise_multiplier, steps, rate)
-    growth = np.exp(CURVE_EPSILONS)
-    bounds = [growth * fpr[..., None] + delta, 1 - (1 - fpr[..., None] - delta) / growth]
-    return np.clip(np.min(bounds, axis=(0, -1)), 0, 1)
-
-
-@functools.lru_cache(maxsize=256)
-def _deltas(noise_multiplier, steps, rate):
-    loss = pld.privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, sampling_prob=rate, value_discretization_interval=LOSS_GRID
-    )
-    return np.array(loss.self_compose(steps).get_delta_for_epsilon(list(CURVE_EPSILONS)))
-
-
-@functools.lru_cache(maxsize=256)
-def _calibrated(epsilon, delta, steps, rate):
-    if rate < 1:
-        sigma = dp_accounting.calibrate_dp_mechanism(
-            _accountant, lambda sigma: _event(sigma, steps, rate), epsilon, delta, tol=1e-3
-        )
-    else:
-        # The closed form gives the place to look; the accountant has the last word.
-        exact = scipy.optimize.brentq(
-            lambda log_sigma: gaussian_delta(epsilon, np.exp(log_sigma), steps) - delta, np.log(1e-3), np.log(1e6)
-        )
-        sigma = float(np.exp(exact))
-    while accountant_epsilon(sigma, steps, delta, rate) > epsilon:
-        sigma *= 1.0005
-    return sigma
+    return scipy.stats.norm.cdf(scipy.stats.norm.ppf(fpr) + np.sqrt(steps) / noise_multiplier)
 
 
 def statement(privacy, plan, panel=None, released=False):
@@ -380,28 +327,16 @@ def statement(privacy, plan, panel=None, released=False):
     if privacy is None:
         return "No privacy guarantee: the model was trained without differential privacy."
     sigma, rate = plan.noise_multiplier, plan.rate
-    reached = accountant_epsilon(sigma, plan.releases, privacy.delta, rate)
-    mean = " and one noisy mean of the features" if privacy.noisy_mean else ""
-    genes = f"the published {panel} panel" if panel else "all genes that were given"
-    batches = "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}"
-    noise = (
-        "The noise was drawn from the operating system's entropy and no seed was kept."
-        if released
-        else "The noise of a study run follows from its recorded seed, so that it can be repeated: whoever knows the "
-        "seed can subtract it. Not for release."
-    )
-    return (
-        f"(epsilon, delta) = ({reached:.2f}, {privacy.delta:g})-differential privacy for add-or-remove neighbors: "
-        "training with any one patient or without gives models that are hard to tell apart. It covers the "
-        f"{plan.steps} gradient steps{mean} ({batches}, clip norm {privacy.clip_norm:g}, noise multiplier "
-        f"{sigma:.3f}, nominally {plan.divisor / rate:.0f} members), accounted for by dp_accounting's privacy "
-        "loss distributions. The "
-        f"preprocessing is per patient or public and costs nothing. Features are {genes}. Not covered: the choice of "
-        "hyperparameters; the choice of the cohort's genes by variance and missing values; labels that were called by "
-        "comparing patients with one another; the panel, published centroids and prevalence, the class list and the "
-        "nominal number of members, which are taken as public; floating-point rounding and the random number "
-        f"generator. {noise}"
-    )
+    words = {
+        "epsilon": accountant_epsilon(sigma, plan.releases, privacy.delta, rate),
+        "mean": " and one noisy mean of the features" if privacy.noisy_mean else "",
+        "genes": f"the published {panel} panel" if panel else "all genes that were given",
+        "batches": "full batches" if rate == 1 else f"Poisson batches, sampling rate {rate:.4g}",
+    }
+    # The guarantee, then how the noise came about in a study run and in a release.
+    text, studied, unseeded = STATEMENT.read_text(encoding="utf-8").split("\n\n")
+    text = text.format(privacy=privacy, plan=plan, n=plan.divisor / rate, **words)
+    return " ".join(f"{text} {unseeded if released else studied}".split())
 
 
 def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
@@ -447,13 +382,10 @@ def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
     >>> model.output_shape, words[:25]
     ((None, 2), '(epsilon, delta) = (3.00,')
     """
-    if privacy is None:
-        raise ValueError("privacy=None: a release needs a guarantee; give Privacy(epsilon)")
+    refuse(privacy is None, "privacy=None: a release needs a guarantee; give Privacy(epsilon)")
     plan, everybody = privacy.mechanism(n, epochs, batch_size), np.ones((1, len(labels)), bool)
-    released = bank.fit(
-        model, x, labels, everybody, epochs=epochs, batch_size=batch_size, seed=None, privacy=privacy, n=n, **options
-    )
-    return released, statement(privacy, plan, released=True)
+    options |= {"epochs": epochs, "batch_size": batch_size, "privacy": privacy, "n": n}
+    return bank.fit(model, x, labels, everybody, seed=None, **options), statement(privacy, plan, released=True)
 
 
 def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
@@ -490,10 +422,10 @@ def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
     stacked.begin([model.get_weights()])
     stacked.clip_norm, stacked.same_mask = float(clip_norm), same_mask
     rng, found = np.random.default_rng(seed), []
+    dropouts = [layer for layer in stacked.layers if isinstance(layer, layers.Dropout)]
     for row, label in zip(x, labels, strict=True):
-        masks = [rng.random((1, 1, *layer.shape[2:])) >= layer.rate.numpy() for layer in stacked.dropouts]
-        for layer, mask in zip(stacked.dropouts, masks, strict=True):
-            layer.mask = tf.constant(mask)
+        for layer in dropouts:
+            layer.mask = tf.constant(rng.random((1, 1, *layer.shape[2:])) >= layer.rate)
         step = {"targets": tf.constant([[int(label)]]), "weights": tf.ones((1, 1), x.dtype)}
         found.append(tf.linalg.global_norm(stacked.clipped(tf.constant(row[None, None]), step)[0]).numpy())
     return np.array(found)
@@ -530,18 +462,17 @@ def refuse_unclipped(model):
     Traceback (most recent call last):
     ValueError: layer 'dropout...' (Dropout): fast clipping does not bound its gradients; ...
     """
-    way_out = "leave it out, or train with genlib.bank, which clips it"
     for layer in model.layers:
-        where = f"layer '{layer.name}' ({type(layer).__name__})"
-        if type(layer) not in CLIPPED_LAYERS:
-            raise ValueError(f"{where}: fast clipping does not bound its gradients; {way_out}")
-        if getattr(layer, "activation", None) not in (None, *CLIPPED_ACTIVATIONS):
-            raise ValueError(f"{where}: its activation is not one that is known to be deterministic; {way_out}")
-        losses = [getattr(layer, f"{part}_regularizer", None) for part in ("kernel", "bias", "activity")]
-        if any(one is not None for one in losses):
-            raise ValueError(f"{where}: fast clipping takes its regularizer for a patient's loss; {way_out}")
-        if len(layer.inbound_nodes) > 1:
-            raise ValueError(f"{where}: it is used more than once, so its norm is not the sum of its parts; {way_out}")
+        parts = [getattr(layer, f"{part}_regularizer", None) for part in ("kernel", "bias", "activity")]
+        clipped = (
+            type(layer) in CLIPPED_LAYERS
+            and getattr(layer, "activation", None) in (None, *CLIPPED_ACTIVATIONS)
+            and parts == [None] * 3
+            and len(layer.inbound_nodes) < 2
+        )
+        named = f"layer '{layer.name}' ({type(layer).__name__})"
+        unbounded = "fast clipping does not bound its gradients with the activation, regularizers and uses that it has"
+        refuse(not clipped, f"{named}: {unbounded}; leave it out, or train with genlib.bank, which clips it")
 
 
 def tf_privacy_model(model, plan, seed, checked=True):
@@ -570,28 +501,22 @@ def tf_privacy_model(model, plan, seed, checked=True):
         For Poisson batches, another optimizer than SGD, a loss other than cross-entropy on classes, as
         `refuse_unclipped`, and when TF-Privacy does not take the path that was asked for.
     """
-    if plan.rate < 1:
-        raise ValueError("TF-Privacy's fit shuffles where the accountant assumes Poisson sampling: set batch_size=None")
     optimizer, loss = model.optimizer, model.loss
-    if type(optimizer) is not K.optimizers.SGD or type(loss) is not K.losses.SparseCategoricalCrossentropy:
-        raise ValueError(
-            "TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so"
-        )
+    shuffled = "TF-Privacy's fit shuffles where the accountant assumes Poisson sampling"
+    refuse(plan.rate < 1, f"{shuffled}: set batch_size=None")
+    usual = type(optimizer) is K.optimizers.SGD and type(loss) is K.losses.SparseCategoricalCrossentropy
+    refuse(not usual, "TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so")
     if checked:
         refuse_unclipped(model)
-    clone = bank.clone(model, seed, masks=False)
-    registry = layer_registry.make_default_layer_registry()
+    clone, registry = bank.clone(model, seed), layer_registry.make_default_layer_registry()
     options = {"l2_norm_clip": plan.clip_norm, "noise_multiplier": plan.noise_multiplier, "layer_registry": registry}
     private = DPModel(inputs=clone.inputs, outputs=clone.outputs, use_xla=False, **options)
-    if not private._enable_fast_peg_computation:
-        raise ValueError("TF-Privacy took its slow path, which divides by the drawn number of members")
+    slow = not private._enable_fast_peg_computation
+    refuse(slow, "TF-Privacy took its slow path, which divides by the drawn number of members")
     config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate) / plan.divisor}
     # The fast path adds its noise to the sum of a reduced loss.
-    private.compile(
-        K.optimizers.SGD.from_config(config),
-        K.losses.SparseCategoricalCrossentropy(loss.get_config()["from_logits"], reduction="sum"),
-    )
-    tf.random.set_seed(seed)  # the noise
+    summed = type(loss)(loss.get_config()["from_logits"], reduction="sum")
+    private.compile(K.optimizers.SGD.from_config(config), summed)
     return private
 
 
@@ -629,33 +554,30 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     >>> tf_privacy(networks.softmax(8, 2), x, np.arange(40) % 2, members, Privacy(3.0), n=20, epochs=2, seed=0).shape
     (2, 40, 2)
     """
-    plan = privacy.mechanism(n, epochs)
+    plan, logits = privacy.mechanism(n, epochs), np.empty((*members.shape, model.output_shape[-1]), np.float32)
     seeds = [int(state) >> 1 for state in np.random.SeedSequence([seed, 30]).generate_state(2 + len(members))]
-    logits = np.empty((*members.shape, model.output_shape[-1]), np.float32)
+    starts = [bank.clone(model, one).get_weights() for one in seeds[2:]]
 
     def fit(private, m, steps):
         # A batch that tells its size only as it comes: one trace serves all numbers of members.
         everybody = tf.data.Dataset.from_tensor_slices((x[members[m]], labels[members[m]])).batch(len(labels))
         private.fit(everybody.cache().repeat(steps), verbose=0)
 
-    def begin(seed):
-        private = tf_privacy_model(model, plan, seed)
-        private.optimizer.build(private.trainable_variables)
-        still = [variable.numpy() for variable in private.optimizer.variables]
-        fit(private, 0, 1)  # traced here, one thread after the other, since seeds of noise are taken then
-        return private, still
-
-    def work(turn, private, still):
+    def work(turn):
+        private = privates[turn]
         for m in range(turn, len(members), 2):
-            private.set_weights(bank.clone(model, seeds[2 + m], masks=False).get_weights())
-            for variable, value in zip(private.optimizer.variables, still, strict=True):
-                variable.assign(value)
+            private.set_weights(starts[m])
+            for speed in private.optimizer.momentums:
+                speed.assign(tf.zeros_like(speed))
             fit(private, m, plan.steps)
             logits[m] = private(x, training=False)
 
-    begun = [begin(seed) for seed in seeds[: min(2, len(members))]]
+    privates = []
+    for one in seeds[: min(2, len(members))]:
+        privates.append(tf_privacy_model(model, plan, one))
+        fit(privates[-1], 0, 1)  # traced here, one after the other, since the seed of the noise is taken then
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, range(2), *zip(*begun, strict=True)))
+        list(pool.map(work, range(len(privates))))
     return logits
 
 
@@ -675,7 +597,7 @@ def tf_privacy_norms(model, x, labels, clip_norm, seed):
         (n,)
     """
     plan, weights, norms = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0), model.get_weights(), []
-    plain = bank.clone(model, seed, masks=False)
+    plain = bank.clone(model, seed)
     plain.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     private = tf_privacy_model(plain, plan, seed, checked=False)
     for i in range(len(x)):

@@ -647,7 +647,7 @@ def read_matrix(path, told_by, options, clinical=None):
     meant = parts.obs["sample"].map(found)
     rows = rows.set_index(column, drop=False).loc[meant]
     parts.obs = _obs(rows, options, told_by, parts.obs["sample"].to_numpy()).assign(place=parts.obs["place"])
-    if "patient" not in parts.obs and meant.duplicated().any():  # as signals and p-values, or aliquots
+    if meant.duplicated().any() and not any(c.startswith(("patient", "who ")) for c in parts.obs):  # as aliquots
         parts.obs["patient"] = meant
     parts.notes.append(f"{(~absent).sum()} of {len(absent)} samples are in {pathlib.Path(told_by).name}{way}")
     return parts

@@ -36,12 +36,14 @@ def percent(row, digits=None):
     '1.4 % (0.8 to 11.2)'
     >>> percent({"estimate": float("nan"), "low": 0, "high": 0})
     'not measurable'
+    >>> percent({"estimate": 0.2, "low": 0.2, "high": 0.2})
+    '20 %'
     """
     if pd.isna(row["estimate"]):
         return "not measurable"
     digits = (0 if row["estimate"] >= 0.0995 else 1) if digits is None else digits
     estimate, low, high = (f"{100 * row[name]:.{digits}f}" for name in results.INTERVAL)
-    return f"{estimate} % ({low} to {high})"
+    return f"{estimate} %" + ("" if row["low"] == row["high"] else f" ({low} to {high})")
 
 
 def plain(row, digits=2):
@@ -177,7 +179,8 @@ def answer(table, tolerance=0.03, floor=0.5):
     target = results.one(useful, trainer="bank")
     answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
     weights = results.select(table, notebook="04_weights", network=target["network"], start="random", control="")
-    weights = results.select(weights, attacker="no shadow models", attack="span")
+    known = {"attacker": ["auditor", "no shadow models"], "attack": ["span", "LiRA on answers and span"]}
+    weights = results.select(weights, **known)
     models = results.select(results.decisions(table, tolerance, floor), shared="model")
     if models.empty:
         raise LookupError("no setting of notebooks 05 and 06 was measured")
@@ -191,6 +194,7 @@ def answer(table, tolerance=0.03, floor=0.5):
         "weights": results.select(weights, group="all", metric=results.FOUND),
         "exposed": exposed.sort_values("estimate", kind="stable", ascending=False),
         "models": models,
+        "counted": results.counted(models),
     }
     said = _render("answer.md", **values, one=results.one, select=results.select, tolerance=tolerance, floor=floor)
     return [line for line in said.splitlines() if line]
@@ -239,6 +243,7 @@ def card(table, manifest):
     found = found.assign(group=list(groups), n_patients=[n for n, _ in groups.values()])
     attacks = results.risks(table).merge(recipe[results.SETTING], on=results.SETTING)
     dp, cohort, made = (manifest[name] for name in ("05_dp_sgd", "cohort", "environment"))
+    audited = results.select(table, notebook="07_audit", metric="lower bound on epsilon", control="")
     return {
         "schema": "genlib privacy-risk card, version 3",
         "profile": manifest["run"]["profile"],
@@ -250,6 +255,7 @@ def card(table, manifest):
         "without_patients": _records(results.baselines(table)[["network", *results.INTERVAL]]),
         "groups": _records(found[["group", "n_patients", *results.UTILITY, "attack", *results.RISK]]),
         "delta": dp["delta"],
+        "audited": _records(audited.groupby("epsilon", as_index=False)["estimate"].max()),
         "guarantee": dp["statements"].get(results.label(recipe.iloc[0])),
         "made": {name: made[name] for name in ("time", "git_commit", "versions")} | manifest["results"],
     }  # fmt: skip

@@ -284,14 +284,8 @@ def label(row):
 
 
 def risks(table, metric=FOUND):
-    """Rows of one metric of every attack that measures something, controls left out.
-
-    Notebook 04_weights attacks models that are settings of other notebooks, too: its rows count in each of them.
-    """
-    found = select(table[table["attack"] != ""], metric=metric, control="")
-    others = [name for name in found["notebook"].unique() if name != "04_weights"]
-    weights = select(found, notebook="04_weights", shared="model")
-    return pd.concat([found, *(weights.assign(notebook=name) for name in others)], ignore_index=True)
+    """Rows of one metric of every attack that measures something, controls left out."""
+    return select(table[table["attack"] != ""], metric=metric, control="")
 
 
 def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
@@ -432,6 +426,17 @@ def decisions(table, tolerance=0.03, floor=0.5):
     return found.loc[order].reset_index(drop=True)
 
 
+def counted(decided):
+    """Count models by their verdict, each recipe once though two notebooks measured it: the worse verdict counts."""
+    once = select(decided, shared="model").drop_duplicates(
+        [name for name in SETTING if name != "notebook"], keep="last"
+    )
+    useless = once["why"].str.startswith("balanced accuracy below")
+    return (
+        once["model"].where(~useless, "useless").value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
+    )
+
+
 def _judge(risk, row, tolerance, floor):
     """Verdicts on the answers and on the model of one setting, and the reason."""
     if row["utility_high"] < floor:
@@ -443,8 +448,9 @@ def _judge(risk, row, tolerance, floor):
     elif model == "passes" and not (risk["bound"].max() <= tolerance) and select(risk, shared="model").empty:
         model, why = "cannot be told", "its weights were not attacked"
     if row["utility_low"] < floor:
+        unsure = f"balanced accuracy not surely above {100 * floor:.0f} %"
+        why = f"{why}; {unsure}" if model == "fails" else unsure
         answers, model = (said if said == "fails" else "cannot be told" for said in (answers, model))
-        why = f"balanced accuracy not surely above {100 * floor:.0f} %"
     return answers, model, why
 
 

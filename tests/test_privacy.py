@@ -9,7 +9,7 @@ import tensorflow as tf
 from dp_accounting import rdp
 from scipy.stats import binom, chi2, norm
 
-from genlib import bank, networks, privacy
+from genlib import bank, defenses, networks, privacy
 from genlib.privacy import Center, Mechanism, Privacy
 
 K = tf.keras
@@ -255,11 +255,10 @@ def test_every_member_takes_part_in_each_step_by_itself():
     assert abs(both - share) < 5 * np.sqrt((share * (1 - share) + 2 * (rate**3 - share**2)) / there[1:].size)
 
 
-def test_a_large_batch_is_not_cut_a_full_one_holds_all_and_a_fault_repeats_the_first(monkeypatch):
-    monkeypatch.setattr(bank, "PADDING_QUANTILE", 0.01)
+def test_a_large_batch_is_not_cut_a_full_one_holds_all_and_a_fault_repeats_the_first():
     plan = Mechanism(1.0, 1.0, 0.3, 30, 15.0)
-    rows, sizes = bank.draw_poisson(50, plan, np.random.default_rng(0))
-    assert rows.shape[1] == sizes.max() > binom.ppf(0.01, 50, 0.3) and abs(sizes.mean() - 15) < 2
+    rows, sizes = bank.draw_poisson(50, plan, np.random.default_rng(0), width=12)
+    assert rows.shape[1] == sizes.max() > 12 and abs(sizes.mean() - 15) < 2
     rows, sizes = bank.draw_poisson(50, dataclasses.replace(plan, fresh_batches=False), np.random.default_rng(0))
     assert (rows == rows[0]).all() and len(set(sizes)) == 1
     rows, sizes = bank.draw_poisson(9, dataclasses.replace(plan, rate=1.0), np.random.default_rng(0))
@@ -292,13 +291,14 @@ def twice():
 
 REFUSED = {
     r"\(BatchNormalization\)": lambda: own(L.Dense(5), L.BatchNormalization()),
-    r"\(Conv1D\)": lambda: networks.cnn(D, CLASSES, (4,)),
+    r"\(Reshape\)": lambda: networks.cnn(D, CLASSES, (4,)),
     "optimizer Adam": lambda: networks.softmax(D, CLASSES, optimizer="adam"),
     "optimizer SGD with clipnorm": lambda: own(optimizer=K.optimizers.SGD(0.1, clipnorm=1.0)),
     "loss Relaxed": lambda: own(loss=Relaxed()),
+    "loss RelaxLoss": lambda: own(loss=defenses.RelaxLoss(1.0)),
     r"\(Dense\) is used twice": twice,
     r"\(Dense\) .*constrain": lambda: own(L.Dense(5, kernel_constraint="non_neg")),
-    "mixes the patients of a batch": lambda: own(L.Lambda(lambda x: x - tf.reduce_mean(x, 0))),
+    r"\(Lambda\)": lambda: own(L.Lambda(lambda x: x - tf.reduce_mean(x, 0))),
 }
 
 
@@ -453,7 +453,7 @@ def test_tf_privacy_has_the_stated_noise_and_each_model_its_own():
 
 
 def shared_layer():
-    given, shared = K.Input((D,)), L.Dense(D)
+    given, shared = K.Input((D,)), L.Dense(D, name="twice")
     return K.Model(given, shared(L.ReLU()(shared(given))))
 
 
@@ -463,15 +463,14 @@ UNCLIPPED = {
     r"\(GaussianNoise\)": lambda: own(L.GaussianNoise(1)),
     r"\(Reshape\)": lambda: own(L.Reshape((D, 1)), L.Conv1D(2, 3), L.Flatten()),
     r"\(Lambda\)": lambda: own(L.Lambda(lambda x: x)), r"\(Sequential\)": lambda: own(K.Sequential([L.Dense(4)])),
-    "not one that is known to be deterministic": lambda: own(L.Dense(4, activation=tf.nn.relu6)),
-    "regularizer for a patient's loss": lambda: own(L.Dense(4, kernel_regularizer="l2")),
-    "used more than once": shared_layer,
+    "'relu6' ": lambda: own(L.Dense(4, activation=tf.nn.relu6, name="relu6")),
+    "'decays' ": lambda: own(L.Dense(4, kernel_regularizer="l2", name="decays")), "'twice' ": shared_layer,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", UNCLIPPED)
 def test_what_fast_clipping_does_not_clip_is_refused(words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"{words}.*fast clipping does not bound"):
         privacy.refuse_unclipped(UNCLIPPED[words]())
 
 
@@ -503,12 +502,18 @@ def test_the_noise_keeps_the_promise_and_wastes_at_most_one_percent(epsilon, epo
     assert (plan.rate, plan.divisor) == (1.0, 384) if batch_size is None else (batch_size / 384, batch_size)
 
 
+def gaussian_delta(epsilon, sigma, steps):
+    """Exact delta of full-batch releases (Balle, Wang, ICML 2018, theorem 8), with mu = sqrt(steps) / sigma."""
+    mu = np.sqrt(steps) / sigma
+    return norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
+
+
 @pytest.mark.parametrize("sigma, steps", [(1.0, 1), (2.0, 4), (10.0, 30), (5.0, 60)])
 def test_the_accountant_agrees_with_the_closed_form_and_lies_below_renyi_divergence(sigma, steps):
     epsilon = privacy.accountant_epsilon(sigma, steps, 1e-5)
     # The accountant errs to the safe side only: its delta at its own epsilon is an upper bound.
-    assert privacy.gaussian_delta(epsilon, sigma, steps) <= 1e-5 * (1 + 1e-6)
-    assert privacy.gaussian_delta(0.99 * epsilon, sigma, steps) > 1e-5
+    assert gaussian_delta(epsilon, sigma, steps) <= 1e-5 * (1 + 1e-6)
+    assert gaussian_delta(0.99 * epsilon, sigma, steps) > 1e-5
     renyi = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     renyi.compose(dp_accounting.GaussianDpEvent(sigma), steps)
     assert epsilon <= renyi.get_epsilon(1e-5)
@@ -519,7 +524,7 @@ def test_the_closed_form_is_the_divergence_of_two_gaussians(epsilon, sigma):
     # Hockey-stick divergence by summing max(0, p - e^eps q) over a fine grid.
     x = np.linspace(-20, 20, 400_001)
     gap = norm.pdf(x, 1 / sigma, 1) - np.exp(epsilon) * norm.pdf(x, 0, 1)
-    assert privacy.gaussian_delta(epsilon, sigma, 1) == pytest.approx(np.trapz(np.maximum(gap, 0), x), rel=1e-4)
+    assert gaussian_delta(epsilon, sigma, 1) == pytest.approx(np.trapz(np.maximum(gap, 0), x), rel=1e-4)
 
 
 @pytest.mark.parametrize("sigma, rate", [(1.0, 0.1), (2.0, 0.5)])
@@ -543,7 +548,7 @@ def attack_on_the_sum(sigma, steps, rate, cut):
 
 
 @pytest.mark.parametrize("sigma, steps, rate", [(1.0, 50, 0.1), (3.0, 120, 1 / 12), (2.0, 100, 0.5), (0.8, 20, 0.02)])
-def test_no_attack_on_the_sum_of_sampled_steps_beats_its_epsilon_or_its_curve(sigma, steps, rate):
+def test_no_attack_on_the_sum_of_sampled_steps_beats_its_epsilon(sigma, steps, rate):
     cut = np.linspace(-8 * sigma * np.sqrt(steps), steps + 8 * sigma * np.sqrt(steps), 1001)
     fpr, tpr = attack_on_the_sum(sigma, steps, rate, cut)
     epsilon = privacy.accountant_epsilon(sigma, steps, 1e-5, rate)
@@ -552,8 +557,6 @@ def test_no_attack_on_the_sum_of_sampled_steps_beats_its_epsilon_or_its_curve(si
     # The bound is not idle: at half of its epsilon the same attack would break it. (Where a patient is hardly ever
     # drawn, a sum over all steps is too weak an attack to show that.)
     assert rate < 0.05 or (tpr - np.exp(epsilon / 2) * fpr).max() > 1e-5
-    for low, high in ((fpr, tpr), (1 - tpr, 1 - fpr)):
-        assert (privacy.trade_off(low, sigma, steps, rate) >= high - 1e-9).all()
     renyi = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
     renyi.compose(dp_accounting.SelfComposedDpEvent(step, steps))
@@ -565,21 +568,18 @@ def test_the_trade_off_curve_is_the_dual_of_all_epsilons_and_deltas(sigma, steps
     fpr = np.array([0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0])
     epsilons = np.linspace(-15, 15, 30_001)
     # Negative epsilons too: e^eps FPR + delta is a tangent of the curve at each of them.
-    dual = np.min(np.exp(epsilons) * fpr[:, None] + privacy.gaussian_delta(epsilons, sigma, steps), axis=1)
+    dual = np.min(np.exp(epsilons) * fpr[:, None] + gaussian_delta(epsilons, sigma, steps), axis=1)
     np.testing.assert_allclose(privacy.trade_off(fpr, sigma, steps), dual, atol=1e-3)
-    nearly = privacy.trade_off(fpr[1:6], sigma, steps, rate=0.999)
-    np.testing.assert_allclose(nearly, privacy.trade_off(fpr[1:6], sigma, steps), rtol=0.02)
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.1])
-def test_the_trade_off_curve_rises_from_nothing_to_one_and_more_steps_or_less_noise_lift_it(rate):
+def test_the_trade_off_curve_rises_from_nothing_to_one_and_more_steps_or_less_noise_lift_it():
     fpr = np.linspace(0, 1, 201)
-    curve, epsilon = privacy.trade_off(fpr, 3.0, 60, rate), privacy.accountant_epsilon(3.0, 60, 1e-5, rate)
+    curve, epsilon = privacy.trade_off(fpr, 3.0, 60), privacy.accountant_epsilon(3.0, 60, 1e-5)
     assert (np.diff(curve) >= -1e-12).all() and (curve >= fpr - 1e-9).all() and curve[-1] == 1 and curve[0] < 1e-4
     assert (curve <= np.exp(epsilon) * fpr + 1e-5 + 1e-3).all()
-    assert (privacy.trade_off(fpr, 3.0, 120, rate) >= curve - 1e-9).all()
-    assert (privacy.trade_off(fpr, 1.5, 60, rate) >= curve - 1e-9).all()
-    assert privacy.trade_off(0.1, 3.0, 60, rate).shape == () and privacy.trade_off(fpr[None], 3.0, 60, rate).ndim == 2
+    assert (privacy.trade_off(fpr, 3.0, 120) >= curve - 1e-9).all()
+    assert (privacy.trade_off(fpr, 1.5, 60) >= curve - 1e-9).all()
+    assert privacy.trade_off(0.1, 3.0, 60).shape == () and privacy.trade_off(fpr[None], 3.0, 60).ndim == 2
 
 
 def test_more_noise_costs_less_more_steps_cost_more_and_a_noisy_mean_is_one_step_more():
