@@ -529,7 +529,7 @@ def judge(options):
     folder = OUTPUTS / (options.run or f"judge-{paths['model'].stem}-{results.digest(chosen)[:6]}")
     apart(YOURS, folder, **chosen)
     card = json.loads((folder / "model_card.json").read_text())
-    print(f"The model {card['verdict']}: {card['why']}. Its card is model_card.md there")
+    print(f"Verdict: {card['verdict']} ({card['why']}). The card is model_card.md there")
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------

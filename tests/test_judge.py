@@ -319,7 +319,7 @@ def test_the_command_leaves_a_card_and_names_patients_in_their_owners_file_alone
     run.main(parse([*words, "--name-patients", f"{tmp_path}/who.csv"]))
     folder, said = run.OUTPUTS / "test-judge", capsys.readouterr().out
     card = json.loads((folder / "model_card.json").read_text())
-    assert f"The model {card['verdict']}: {card['why']}" in said and len(results.load(folder, "your_model"))
+    assert f"Verdict: {card['verdict']} ({card['why']})" in said and len(results.load(folder, "your_model"))
     assert (folder / "html" / "your_model.html").exists() and "| all | " in (folder / "model_card.md").read_text()
     who = pd.read_csv(tmp_path / "who.csv")
     assert who["most telling"].is_monotonic_decreasing and who.set_index("patient")[
