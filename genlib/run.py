@@ -58,7 +58,7 @@ KERNEL = {"cwd": NOTEBOOKS, "start_timeout": 900, "iopub_timeout": 900}
 # C++ logs, past every level that it can be told, says nothing to a reader: it goes nowhere.
 KERNEL["extra_arguments"] = [
     "--IPKernelApp.log_level=CRITICAL", "--IPKernelApp.capture_fd_output=False",
-    "--IPKernelApp.exec_lines=import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2)",
+    "--IPKernelApp.exec_lines=__import__('os').dup2(__import__('os').open('/dev/null', 1), 2)",
 ]  # fmt: skip
 
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # it says of a dead kernel what a `RunError` says

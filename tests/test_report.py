@@ -147,7 +147,7 @@ def test_settings_are_told_apart_by_network_and_notebook_only_where_needed():
 
 def test_the_frontier_is_what_a_loop_finds():
     rng = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(20):
         n = rng.integers(1, 12)
         points = pd.DataFrame({"utility": rng.integers(0, 4, n) / 4, "risk": rng.integers(0, 4, n) / 4})
         points = points.mask(rng.random(points.shape) < 0.1).assign(shared=rng.choice(["model", "answers"], n))
@@ -186,10 +186,8 @@ def test_the_answer_quotes_the_results(table):
     assert "balanced accuracy of 70 % (69 to 71)" in said[0] and "published centroids 60 % (59 to 61)" in said[0]
     assert "finds 1.0 % (0.0 to 2.0)" in said[1] and "(LiRA) finds 30 % (29 to 31)" in said[1]
     assert "Most exposed is B (10 patients): 90 % (89 to 91)" in said[2]
-    assert (
-        said[3].startswith("Of 2 ways to train a model 1 may be shared")
-        and "privacy fails in 1, usefulness in 0" in said[3]
-    )
+    assert said[3].startswith("Of 2 ways to train a model 1 may be shared")
+    assert "privacy fails in 1, usefulness in 0" in said[3]
     assert "DP-SGD, epsilon 1, balanced accuracy 65 %" in said[4] and "proven: at most 2.6 %" in said[4]
     assert report.summary(table).splitlines() == said
 
