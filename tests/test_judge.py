@@ -260,7 +260,7 @@ class TestVerdict:
         audit.bundle(tmp_path, model, cohort.genes, cohort.classes, words)
         released = audit.read_model(tmp_path)
         np.testing.assert_array_equal(released.model(x[:5]), model(x[:5]))
-        assert released.promise == words and released.memory is None
+        assert released.promise == words and released.memory is None and released.model.optimizer is not None
         assert verdict(released.model, (x, y, members))[0] != "fails"
 
     def test_a_common_seed_and_the_optimizers_memory_give_members_away(self, known, tmp_path):
