@@ -7,6 +7,7 @@ read as text, built anew from layers that are known, and given the numbers of th
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ import tensorflow as tf
 from scipy import optimize, special, stats
 
 from genlib import features, metrics, results
+from genlib.privacy import gaussian_delta
 
 CONFIDENCE = 0.95
 # Differential privacy bounds each of these for any set of answers, so it may name on either side of a threshold.
@@ -210,12 +212,7 @@ def power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors=(1
 
 def _distance(epsilon, delta):
     """Largest distance of two normals of variance 1 that are (epsilon, delta)-indistinguishable."""
-    return optimize.brentq(lambda mu: _delta(mu, epsilon) - delta, 1e-6, 100)
-
-
-def _delta(mu, epsilon):
-    """Smallest delta for which two normals of variance 1 at distance mu are (epsilon, delta)-indistinguishable."""
-    return special.ndtr(mu / 2 - epsilon / mu) - np.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
+    return optimize.brentq(lambda mu: gaussian_delta(mu, epsilon) - delta, 1e-6, 100)
 
 
 def _one_canary_shows(rng, distance, promise, delta, n, tail):
@@ -452,6 +449,7 @@ def _refutes(mu, n_canaries, n_guesses, n_correct, alpha):
     return right + wrong > n_guesses / n_canaries
 
 
+@functools.cache  # the numbers of right guesses come again and again
 def _gaussian_bound(n_canaries, n_guesses, n_correct, delta, alpha):
     """Epsilon, at delta, of the largest distance of two normals that is refuted; 0 where there is none."""
     low, high = 1e-9, 40.0
@@ -461,9 +459,9 @@ def _gaussian_bound(n_canaries, n_guesses, n_correct, delta, alpha):
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if _refutes(middle, *counts) else (low, middle)
-    if _delta(low, 0.0) <= delta:
+    if gaussian_delta(low, 0.0) <= delta:
         return 0.0
-    return optimize.brentq(lambda epsilon: _delta(low, epsilon) - delta, 0, low**2 / 2 + 40 * low)
+    return optimize.brentq(lambda epsilon: gaussian_delta(low, epsilon) - delta, 0, low**2 / 2 + 40 * low)
 
 
 def _refuse_levels(delta, confidence):

@@ -9,6 +9,7 @@ import pathlib
 import dp_accounting
 import numpy as np
 import scipy.optimize
+import scipy.special
 import scipy.stats
 import tensorflow as tf
 from dp_accounting import pld
@@ -299,6 +300,50 @@ def trade_off(fpr, noise_multiplier, steps):
     0.232
     """
     return scipy.stats.norm.cdf(scipy.stats.norm.ppf(fpr) + np.sqrt(steps) / noise_multiplier)
+
+
+def gaussian_delta(mu, epsilon):
+    """Smallest delta for which N(0, 1) and N(mu, 1) are (epsilon, delta)-indistinguishable (Balle, Wang, ICML 2018)."""
+    far = scipy.special.log_ndtr(-mu / 2 - epsilon / mu)
+    return scipy.special.ndtr(mu / 2 - epsilon / mu) - np.exp(epsilon + far)
+
+
+def calibrate(tpr, fpr=0.01, delta=1e-5, **options):
+    """Least promise, for full batches, under which no attack finds more than a tolerated share of the members.
+
+    One (epsilon, delta) alone bounds attacks poorly; the whole trade-off curve of Gaussian noise asks for less of it.
+
+    Parameters
+    ----------
+    tpr, fpr : float
+        Tolerated share of members found, where this share of non-members is accused; 0 < fpr < tpr < 1.
+    delta : float
+    **options
+        Of `Privacy`, as ``clip_norm``.
+
+    Returns
+    -------
+    Privacy
+
+    Raises
+    ------
+    ValueError
+        When the rates are not in that order: guessing finds as many members as it accuses others.
+
+    References
+    ----------
+    Kulynych et al.: "Attack-aware noise calibration for differential privacy", NeurIPS 2024, arXiv 2407.02191.
+
+    Examples
+    --------
+    >>> promise = calibrate(0.03, 0.01)
+    >>> round(promise.epsilon, 2), trade_off(0.01, promise.mechanism(384, 60).noise_multiplier, 60).round(3)
+    (1.75, 0.03)
+    """
+    refuse(not 0 < fpr < tpr < 1, f"tpr={tpr}, fpr={fpr}: give 0 < fpr < tpr < 1, as 0.03 and 0.01")
+    mu = scipy.stats.norm.ppf(tpr) - scipy.stats.norm.ppf(fpr)
+    epsilon = scipy.optimize.brentq(lambda epsilon: gaussian_delta(mu, epsilon) - delta, 0, mu**2 / 2 + 40 * mu)
+    return Privacy(epsilon, delta, **options)
 
 
 def statement(privacy, plan, panel=None, released=False):

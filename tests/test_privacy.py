@@ -616,3 +616,17 @@ def test_the_statement_says_what_is_promised_and_what_is_not():
     assert "all genes" in privacy.statement(Privacy(3.0), plan)
     sampled = Privacy(3.0, noisy_mean=False).mechanism(384, 5, 32)
     assert "Poisson batches, sampling rate 0.08333" in privacy.statement(Privacy(3.0), sampled)
+
+
+# --- calibration to attacks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tpr, fpr", [(0.03, 0.01), (0.2, 0.1), (0.5, 0.001)])
+def test_a_tolerance_is_kept_by_the_least_noise(tpr, fpr):
+    plan = privacy.calibrate(tpr, fpr).mechanism(384, 60)
+    assert tpr * 0.98 < privacy.trade_off(fpr, plan.noise_multiplier, 60) <= tpr * (1 + 1e-9)
+
+
+def test_a_tolerance_below_guessing_is_refused():
+    with pytest.raises(ValueError, match="tpr=0.01, fpr=0.03: give 0 < fpr < tpr < 1"):
+        privacy.calibrate(0.01, 0.03)
