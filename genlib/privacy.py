@@ -505,7 +505,7 @@ def refuse_unclipped(model):
     >>> refuse_unclipped(networks.mlp(20, 3))
     >>> refuse_unclipped(networks.mlp(20, 3, dropout=0.2))
     Traceback (most recent call last):
-    ValueError: layer 'dropout...' (Dropout): fast clipping does not bound its gradients ...
+    ValueError: layer 'dropout...' (Dropout): fast clipping does not bound its gradients with ...
     """
     for layer in model.layers:
         parts = [getattr(layer, f"{part}_regularizer", None) for part in ("kernel", "bias", "activity")]
