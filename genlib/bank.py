@@ -173,6 +173,7 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
         for all models.
     seed : int or None
         Model m draws its start, batches, masks and noise from (seed, m); None draws from the operating system.
+        Where models train one after the other, the generators of Python, NumPy and TensorFlow are seeded by it too.
     queries : numpy.ndarray, optional
         (q, d) further rows whose logits are wanted, as second samples of the patients.
     targets : numpy.ndarray, optional
