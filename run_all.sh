@@ -17,7 +17,7 @@ case "${1:-}" in
 esac
 # Help and a wrong word are answered by any Python, before anything is installed.
 case " $* " in
-    *" --help "* | *" -h "*) python3 -m genlib --help || fail "help is printed by Python 3.8 or later"; exit ;;
+    *" --help "* | *" -h "*) python3 -m genlib "$@" || fail "help is printed by Python 3.8 or later"; exit ;;
 esac
 if [ "$command" = study ]; then
     python3 -c 'from genlib.__main__ import parse; parse()' "$@" || [ $? -ne 2 ] || exit 2

@@ -1,5 +1,6 @@
 """Run the study and print a short answer, or do what another command names.
 
+  judge        say whether one trained model of your own may be shared (notebook your_model); judge --help lists options
   verify       run quick anew and compare every row of its results with outputs/reference
   cost         measure times on this machine (notebook 11_cost), a quarter of an hour
   sharp-edges  show faults and traps of the tools, each with a reproduction (notebook 12_sharp_edges), a minute
@@ -19,7 +20,7 @@ import pathlib
 import sys
 
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
-COMMANDS = ("study", "verify", "cost", "sharp-edges")
+COMMANDS = ("study", "judge", "verify", "cost", "sharp-edges")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,25 +37,14 @@ def parser(command="study", where="run_all.sh"):
     if command != "verify":
         says = "folder of results below outputs/; by default COHORT-PROFILE and what differs"
         add("--run", metavar="NAME", help=says)
-    if command != "study":
+    of_command = {"study": _of_study, "judge": _of_judge}.get(command)
+    if not of_command:
         return made
-    profiles = sorted(path.stem for path in NOTEBOOKS.glob("*.yaml"))
-    says = "smoke: simulated, some minutes; quick (default): real patients, about a quarter of an hour; full: a night"
-    add("--profile", default="quick", choices=profiles, help=says)
-    add("--network", help="mlp (default), softmax, cnn or deeptype; or a function of your own, my_models.py:build")
-    says = "what to change of network and training, as '{learning_rate: 0.05, epochs: 50}'"
-    add("--network-options", metavar="YAML", help=says)
-    add("--seed", help="0 by default; the same seed gives the same results on the same platform")
-    says = "published genes that some models train on: pam50 (default of TCGA-BRCA), FILE.gmt, FILE.gmt#SET, or none"
-    add("--panel", help=says)
-    add("--from", metavar="NOTEBOOK", help="start at this notebook, as 02; those before are finished")
-    add("--only", metavar="NOTEBOOK", nargs="+", help="run these notebooks alone, as 02,03")
-    add("--sweep", metavar="FILE", help="many runs: a YAML file of these options, where each cohort may have its own")
-    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, whose workers take the runs of a sweep")
+    of_command(add)
     add = made.add_argument_group("the cohort").add_argument
     says = "tcga-brca (default), tcga-kipan, tcga-lgg, tcga-pancan (1.9 GB to fetch), simulated, a name of your own "
     says += "registry, a .csv, .tsv, .parquet or .h5ad file, a cBioPortal study folder, or a matrix of genes x samples"
-    add("--cohort", help=says)
+    add("--cohort", required=command == "judge", help=says)
     add("--label", metavar="COLUMN", help="column of your file that holds each patient's class")
     add("--clinical", metavar="FILE", help="table that holds the label of a matrix of genes x samples")
     add("--patient", metavar="COLUMN", help="column that says whose sample a row is")
@@ -71,6 +61,38 @@ def parser(command="study", where="run_all.sh"):
     add("--min-class-size", metavar="NUMBER", type=int, help="a class with fewer patients is an error; 10 by default")
     add("--cohort-options", metavar="YAML", help="more of it, as '{n_patients: 500}' of a simulated one")
     return made
+
+
+def _of_study(add):
+    profiles = sorted(path.stem for path in NOTEBOOKS.glob("*.yaml"))
+    says = "smoke: simulated, some minutes; quick (default): real patients, about a quarter of an hour; full: a night"
+    add("--profile", default="quick", choices=profiles, help=says)
+    add("--network", help="mlp (default), softmax, cnn or deeptype; or a function of your own, my_models.py:build")
+    says = "what to change of network and training, as '{learning_rate: 0.05, epochs: 50}'"
+    add("--network-options", metavar="YAML", help=says)
+    add("--seed", help="0 by default; the same seed gives the same results on the same platform")
+    says = "published genes that some models train on: pam50 (default of TCGA-BRCA), FILE.gmt, FILE.gmt#SET, or none"
+    add("--panel", help=says)
+    add("--from", metavar="NOTEBOOK", help="start at this notebook, as 02; those before are finished")
+    add("--only", metavar="NOTEBOOK", nargs="+", help="run these notebooks alone, as 02,03")
+    add("--sweep", metavar="FILE", help="many runs: a YAML file of these options, where each cohort may have its own")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler, whose workers take the runs of a sweep")
+
+
+def _of_judge(add):
+    says = ".keras or .h5 of Keras 2 with genes.txt and classes.txt beside it; or the folder of the three"
+    add("--model", metavar="FILE", required=True, help=says)
+    add("--members", metavar="FILE", required=True, help="who trained it: a patient a line, named as in the cohort")
+    says = "what it takes in: log2 values, each patient's rank scores of them (default), or unit profiles"
+    add("--kind", choices=("rank", "log2", "unit"), help=says)
+    add("--accuracy", metavar="SHARE", type=float, help="on patients who did not train it, as you know it: 0.85")
+    add("--epochs", metavar="NUMBER", type=int, help="of its training, for shadow models; 30 by default")
+    add("--batch-size", metavar="NUMBER", type=int, help="of its training, for shadow models; 32 by default")
+    add("--n-shadow-models", metavar="NUMBER", type=int, help="64 by default; 0 for none")
+    says = "of members that may be found where 1 of 100 others is accused; 0.03 by default"
+    add("--tolerance", metavar="SHARE", type=float, help=says)
+    add("--name-patients", metavar="FILE", help="list the patients by score there, outside of outputs/")
+    add("--seed", metavar="NUMBER", type=int, help="0 by default")
 
 
 def parse(words=None, where="run_all.sh"):

@@ -1002,7 +1002,7 @@ def clone(model, seed, copy_of=layers.again):
 
 
 def _model_again(job, m):
-    """Train model m once more, as an ordinary Keras model, which loads without genlib."""
+    """Train model m once more, as an ordinary Keras model, which loads without genlib; compiled where all is Keras'."""
     private = "the noise of a bank's private models follows from its recorded seed, so they are not for release"
     refuse(job.plan is not None and job.seed is not None, f"{private}; train one with privacy.release")
     ((_, found),) = _trained(job, [m], weights=True)
@@ -1013,4 +1013,7 @@ def _model_again(job, m):
 
     model = clone(job.model, 0, plain)
     model.set_weights([found[f"weights_{i}"] for i in range(len(model.get_weights()))])
+    optimizer, loss = job.model.optimizer, job.model.loss
+    if all(isinstance(one, str) or type(one).__module__.startswith("keras.") for one in (optimizer, loss)):
+        model.compile(type(optimizer).from_config(optimizer.get_config()), loss)
     return model

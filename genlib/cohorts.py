@@ -79,6 +79,12 @@ class Cohort:
         return self.data.obs["site"].to_numpy().astype(np.int64) if "site" in self.data.obs else None
 
     @property
+    def ids(self):
+        """Patients' own names, where `load` was told to keep them; else numbers of rows, as text."""
+        names = self.data.obs["patient"] if "patient" in self.data.obs else self.data.obs_names
+        return names.to_numpy(str)
+
+    @property
     def provenance(self):
         """Source, license, checksums and known limits of the data, a dict of text."""
         return json.loads(self.data.uns["provenance"])
@@ -96,7 +102,7 @@ class Cohort:
         return f"Cohort {self.name}: {len(self)} patients, {len(self.genes)} genes, classes {counts}"
 
 
-def load(source="tcga-brca", **options):
+def load(source="tcga-brca", *, keep_ids=False, **options):
     """Load a cohort by name, or from a file of one's own, and check it.
 
     What is decided on the way is printed, a line each, and kept in `Cohort.notes`.
@@ -107,6 +113,8 @@ def load(source="tcga-brca", **options):
         ``"tcga-brca"``, ``"simulated"``, a name of the `registry` as ``"tcga-kipan"``, or a file of one's own: text,
         workbook, ``.parquet`` or ``.h5ad`` with one row a patient and one column a gene, or the other way round; a
         cBioPortal study folder; or, with `clinical`, a matrix of genes and samples.
+    keep_ids : bool
+        Keep the patients' names of one's own file, as `Cohort.ids`: for `genlib.audit`, and never to be shown.
     label : str
         Column that holds the class of each patient.
     clinical : path-like
@@ -176,7 +184,7 @@ def load(source="tcga-brca", **options):
         chosen = _checked_entry(source, known[source], options)
         cohort = _registered_or_cached(source, known[source], chosen, options)
     elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
-        cohort = _own(pathlib.Path(source), chosen)
+        cohort = _own(pathlib.Path(source), chosen, keep_ids)
     else:
         words = f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file"
         raise ValueError(f"{words} (.csv, .tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder")
@@ -202,7 +210,7 @@ def default_panel(source):
     return entry.get("panel") if isinstance(entry, dict) else None
 
 
-def _own(path, options):
+def _own(path, options, keep_ids):
     if options.label is None:
         raise ValueError(f"{path}: say which column holds the class of each patient, as label='subtype' (--label)")
     parts = readers.read(path, options)
@@ -210,7 +218,10 @@ def _own(path, options):
     sums = ", ".join(results.file_digest(file) for file in files)
     ending = r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.(gz|bz2|xz|zip))?$"
     name = options.name or re.sub(ending, "", path.name, flags=re.I)
-    return _build(name, parts, {"source": path.name, "license": "the owner's", "sha256": sums})
+    cohort = _build(name, parts, {"source": path.name, "license": "the owner's", "sha256": sums})
+    if keep_ids:
+        cohort.data.obs["patient"] = parts.obs["patient"].to_numpy()
+    return cohort
 
 
 def _choose_classes(source, cohort, options):

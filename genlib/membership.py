@@ -165,6 +165,39 @@ def bernoulli(n, n_models, seed, reserved=None):
     return np.stack([first & eligible, ~first & eligible], axis=1).reshape(n_models, n)
 
 
+def shadow_sets(n_members, n, n_models, seed):
+    """Draw who trains each shadow model: as many as trained the target, and nothing else of its split.
+
+    Patients are put in a circle at random, and each model of the circle leaves out the next ones; so all are left out
+    about equally often.
+
+    Parameters
+    ----------
+    n_members, n : int
+        Of the target, and patients in all.
+    n_models : int
+        At least; more are drawn where each patient would be in, or out of, too few.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        (models, n) bool.
+
+    Examples
+    --------
+    >>> known = shadow_sets(80, 100, n_models=10, seed=0)
+    >>> known.shape, known.sum(axis=1).min(), (~known).sum(axis=0).min()
+    ((30, 100), 80, 6)
+    """
+    each = -(-n // min(n_members, n - n_members))
+    rng, rows = np.random.default_rng([seed, 40]), []
+    for _ in range(max(6, -(-n_models // each))):
+        order = rng.permutation(n)
+        rows += [np.isin(np.arange(n), np.roll(order, -(j * n // each))[:n_members]) for j in range(each)]
+    return np.array(rows)
+
+
 def canaries(n_fixed, n_canaries, n_models, seed):
     """Members of an audit: the same patients in all models, and canaries that come and go by themselves.
 

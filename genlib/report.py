@@ -266,11 +266,20 @@ def _records(table):
     return json.loads(table.to_json(orient="records", double_precision=4))
 
 
+def model_card(run_folder, found):
+    """Write what was found of one model of a user's own as ``model_card.json`` and ``model_card.md``."""
+    found = {"schema": "genlib model card, version 1", **found, "made": results.environment()}
+    results.save_json(pathlib.Path(run_folder, "model_card.json"), found)
+    with results.atomic_path(pathlib.Path(run_folder, "model_card.md")) as part:
+        part.write_text(_render("model_card.md", **found))
+
+
 def _render(template, **values):
     folder = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "data")
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=folder, autoescape=jinja2.select_autoescape(["html"]), **options)
     environment.filters["percent"] = lambda row, kind="": percent(_interval(row, kind) if kind else row)
+    environment.filters["plain"] = plain
     return environment.get_template(template).render(**values)
 
 
@@ -311,7 +320,7 @@ def write(run_folder):
 def pages(run_folder):
     """Write every executed notebook of a run as HTML in its folder ``html``; return their titles by name."""
     titles = {}
-    for path in sorted(pathlib.Path(run_folder).glob("[0-9]*.ipynb")):
+    for path in sorted(pathlib.Path(run_folder).glob("*.ipynb")):
         if "." not in path.stem:  # a notebook that failed or is at work has a second suffix
             titles[path.stem] = title(path)
             with results.atomic_path(path.parent / "html" / f"{path.stem}.html") as part:

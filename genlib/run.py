@@ -41,6 +41,7 @@ REFERENCE = OUTPUTS / "reference"
 # Run by commands of their own, since they say nothing about a cohort's patients.
 APART = {"cost": "11_cost", "sharp-edges": "12_sharp_edges"}
 ACROSS = "10_across_cohorts"  # reads several runs
+YOURS = "your_model"  # judges one model of a user's own
 # DP-SGD needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
 WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 OF_COHORT = [field.name for field in dataclasses.fields(readers.Options)]
@@ -498,6 +499,39 @@ def apart(notebook, folder, **chosen):
     print(f"The notebook (also as HTML), its figures and its table are in {os.path.relpath(folder)}")
 
 
+def judge(options):
+    """Judge one trained model by the notebook `YOURS`, and say the verdict.
+
+    Raises
+    ------
+    OptionError
+        When a file is not there.
+    RunError
+        As `execute`.
+
+    Examples
+    --------
+    >>> judge(parse(["judge", "--model", "no.keras", "--members", "no.txt", "--cohort", "simulated"]))
+    Traceback (most recent call last):
+    genlib.run.OptionError: --model no.keras: there is no such file
+    """
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    paths = {
+        name: pathlib.Path(given[name]).resolve() for name in ("model", "members", "name_patients") if name in given
+    }
+    for name in ("model", "members"):
+        if not paths[name].exists():
+            raise OptionError(f"--{name} {given[name]}: there is no such file")
+    chosen = {name: value for name, value in given.items() if name in parameters_of(YOURS)}
+    asked = {**_located(vars(options), pathlib.Path.cwd()), "panel": "none"}
+    chosen |= _cohort({"cohort": "", "cohort_options": {}}, asked)
+    chosen |= {name: os.path.relpath(path, NOTEBOOKS) for name, path in paths.items()}
+    folder = OUTPUTS / (options.run or f"judge-{paths['model'].stem}-{results.digest(chosen)[:6]}")
+    apart(YOURS, folder, **chosen)
+    card = json.loads((folder / "model_card.json").read_text())
+    print(f"Verdict: {card['verdict']} ({card['why']}). The card is model_card.md there")
+
+
 # --- many runs ------------------------------------------------------------------------------------------------------
 
 
@@ -790,6 +824,8 @@ def _command(options):
     if options.command == "verify":
         return verify()
     try:
+        if options.command == "judge":
+            return judge(options)
         runs = runs_of(options)
     except ValueError as error:  # of a panel, a cohort's options, a YAML file or the registry
         raise OptionError(error) from None

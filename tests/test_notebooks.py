@@ -132,7 +132,7 @@ class TestSmokeRun:
     def test_the_saved_target_model_opens_without_genlib(self, smoke):
         import tensorflow as tf
 
-        assert tf.keras.models.load_model(smoke / "target_model.keras").output_shape == (None, 3)
+        assert tf.keras.models.load_model(smoke / "target_model" / "model.keras").output_shape == (None, 3)
 
     def test_every_setting_that_was_trained_is_judged(self, smoke):
         judged = results.decisions(results.load(smoke))["notebook"].value_counts()

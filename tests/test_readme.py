@@ -15,6 +15,7 @@ COMMANDS = {
     "10_across_cohorts": "`./run_all.sh --cohort A,B`",
     "11_cost": "`./run_all.sh cost`",
     "12_sharp_edges": "`./run_all.sh sharp-edges`",
+    "your_model": "`./run_all.sh judge`",
 }
 
 

@@ -31,7 +31,7 @@ def test_help_names_every_option(words):
     [
         (["--profil", "quick"], "unrecognized arguments:"), (["--profile", "fast"], "invalid choice: 'fast'"),
         (["--profile"], "expected one argument"), (["--seed", ""], "--seed needs a value that is not empty"),
-        (["stduy"], "unknown command 'stduy'; choose study, verify"),
+        (["stduy"], "unknown command 'stduy'; choose study, judge, verify"),
         (["verify", "--seed", "1"], "unrecognized arguments: --seed 1"),
         (["cost", "--cohort", "tcga-brca"], "unrecognized arguments: --cohort"),
     ],
