@@ -88,6 +88,8 @@ def _of_judge(add):
     add("--accuracy", metavar="SHARE", type=float, help="on patients who did not train it, as you know it: 0.85")
     add("--epochs", metavar="NUMBER", type=int, help="of its training, for shadow models; 30 by default")
     add("--batch-size", metavar="NUMBER", type=int, help="of its training, for shadow models; 32 by default")
+    says = "the members' mean was taken off in its training, as in this study's own; for shadow models"
+    add("--center", action="store_true", default=None, help=says)
     add("--n-shadow-models", metavar="NUMBER", type=int, help="64 by default; 0 for none")
     says = "of members that may be found where 1 of 100 others is accused; 0.03 by default"
     add("--tolerance", metavar="SHARE", type=float, help=says)

@@ -100,6 +100,7 @@ class _Job:
     start: list | None = None
     clustering: dict | None = None
     center: object = None
+    remainder: bool = False
     average: float = 0.0
     plan: object = None
     form: str = "alone"
@@ -176,6 +177,9 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
         Where models train one after the other, the generators of Python, NumPy and TensorFlow are seeded by it too.
     queries : numpy.ndarray, optional
         (q, d) further rows whose logits are wanted, as second samples of the patients.
+    remainder : bool
+        True: batches are full, and what remains of an epoch makes a last one, as in Keras' `fit`; all models then need
+        as many members.
     targets : numpy.ndarray, optional
         (M, n, k) soft targets to learn from instead of the labels; rows add up to 1.
     mixup : float
@@ -289,6 +293,8 @@ def _check(job):
     refuse(width != x.shape[1], f"the model takes {width} features, x has {x.shape[1]}")
     found = f"epochs={job.epochs}, batch_size={job.batch_size}"
     refuse(job.epochs < 1 or (job.batch_size or 1) < 1, f"{found}: must be whole numbers of at least 1")
+    uneven = job.remainder and (job.plan or not job.batch_size or np.ptp(members.sum(axis=1)))
+    refuse(uneven, "remainder needs a batch_size, as many members in all models, and no privacy")
     weights, soft, shape = job.class_weight, job.targets, (*members.shape, k)
     refuse(weights is not None and weights.shape != (k,), f"class weights for {k} classes: give one for each")
     wrong = soft is not None and (soft.shape != shape or not np.allclose(soft.sum(axis=2), 1, atol=1e-4))
@@ -462,7 +468,9 @@ def describe(model):
     True
     """
     every_layer = list(model._flatten_layers())
-    parts = [part for layer in every_layer for part in (layer, *vars(layer).values())]
+    # A model that was fitted or asked holds what Keras compiled for that.
+    held = [part for layer in every_layer for name, part in vars(layer).items() if not name.endswith("_function")]
+    parts = [*every_layer, *held]
     parts += [getattr(model.optimizer, "_learning_rate", None), *tf.nest.flatten(model.loss)]
     if any(layers.is_own(part) for part in [model.optimizer, *filter(callable, parts)]):
         return None
@@ -481,23 +489,11 @@ def _paths(job, cache):
     if job.name is None:
         say("A model with code of your own is not kept in the cache, where a change of that code would not be seen")
         return nowhere
-    numbers = [
-        job.epochs,
-        job.batch_size,
-        job.mixup,
-        job.average,
-        job.most,
-        job.form,
-        job.clustering,
-        str(job.plan),
-        bool(job.center),
-    ]
+    numbers = [job.epochs, job.batch_size, job.mixup, job.average, job.most, job.form, job.clustering, str(job.plan)]
+    numbers += [bool(job.center), job.remainder]
     code = [K.backend.floatx(), tf.__version__, results.code_digest(*CODE)]
-    arrays = {
-        "start": job.start,
-        "weights": job.class_weight,
-        "center": job.plan and job.center and vars(job.center).values(),
-    }
+    center = vars(job.center).values() if job.plan and job.center else None
+    arrays = {"start": job.start, "weights": job.class_weight, "center": center}
     given = [part for name, values in arrays.items() if values is not None for part in (name, *values)]
     common = results.digest(job.name, job.x, job.labels, numbers, code, *[np.asarray(part) for part in given])
     taught = ["labels"] * len(job.members) if job.targets is None else job.targets
@@ -582,7 +578,11 @@ def _batches(job, m, n, seed=None):
     """Positions among the n members, and sizes; all models take as many steps, in rows of one width."""
     if job.plan is None:
         per_epoch, seed = -(-job.most // (job.batch_size or job.most)), seed or [job.seed, m, 6]
-        return draw_batches(n, job.epochs, per_epoch, None if job.seed is None else seed, -(-job.most // per_epoch))
+        seed, size = None if job.seed is None else seed, -(-job.most // per_epoch)
+        if not job.remainder:
+            return draw_batches(n, job.epochs, per_epoch, seed, size)
+        rng, cuts = np.random.default_rng(seed), range(job.batch_size, n, job.batch_size)
+        return _padded([part for _ in range(job.epochs) for part in np.split(rng.permutation(n), cuts)], job.batch_size)
     rate = job.plan.rate
     width = job.most if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, rate))
     return draw_poisson(n, job.plan, rng_of(job.seed, m, 14), width)

@@ -105,7 +105,7 @@ def starts_of(model):
 def agree(model, form, m=-1, tolerance=1e-11, train=reference, x=X, **options):
     """Train a bank, and hold logits, products and further weights of model m to plain Keras'."""
     options = TRAINING | {"start": starts_of(model)} | options
-    members = MEMBERS[2:] if form == "alone" else MEMBERS
+    members = options.pop("members", MEMBERS[2:] if form == "alone" else MEMBERS)
     job = bank._job(model, x, LABELS, members, **options)
     assert form in (job.form, None)
     m %= len(members)
@@ -182,6 +182,9 @@ CASES = {
     )),
     "mixup, class weights": ("span", {"mixup": 0.5, "class_weight": WEIGHTS}, lambda: networks.mlp(
         D, CLASSES, (6, 4), momentum=0.9
+    )),
+    "a last batch of what remains": ("span", {"remainder": True, "members": MEMBERS[:2]}, lambda: networks.mlp(
+        D, CLASSES, (6,), momentum=0.9
     )),
     "centered": ("span", {"center": True, "m": 0, "x": X + 3}, lambda: networks.mlp(
         D, CLASSES, (6,), momentum=0.9, kernel_regularizer=R.L2(0.01)
@@ -550,3 +553,11 @@ def test_on_a_gpu_the_bank_is_plain_keras_but_for_rounding(kind):
         plain = reference(bank._job(build(), FLOAT, LABELS, MANY, **how), 1)(FLOAT, training=False)
         ours = bank.train(build(), FLOAT, LABELS, MANY, progress=False, **how)
         np.testing.assert_allclose(ours.logits[1], plain, atol=1e-3)
+
+
+def test_a_model_is_the_same_after_it_was_fitted_and_asked():
+    model = networks.mlp(D, CLASSES, (4,))
+    before = bank.describe(model)
+    model.fit(X, LABELS, verbose=0)
+    model.predict(X, verbose=0)
+    assert bank.describe(model) == before is not None
