@@ -282,7 +282,7 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
         axes.errorbar(part["utility"], part["risk"], up, aside, ms=7, elinewidth=0.9, **_mark(one))
     for row in () if free is None else free.to_dict("records"):
         axes.plot(row["estimate"], floor, marker="*", ms=13, color="black", ls="", clip_on=False)
-        axes.annotate(row["network"], (row["estimate"], floor), (0, 8), textcoords="offset points", ha="center", size=8)
+        axes.annotate(row["network"], (row["estimate"], floor), (8, 4), textcoords="offset points", size=8)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=(floor, None))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.minorticks_off()
