@@ -189,8 +189,9 @@ def roc_curves(curves, floor):
     figure, axes = plt.subplots(figsize=(5.6, 4.0))
     axes.plot([floor, 1], [floor, 1], color="0.6", lw=0.8)
     axes.annotate("chance", (floor * 1.6, floor * 1.25), color="0.4", rotation=38)
-    for name, one in look(curves).items():
-        axes.plot(*curves[name], drawstyle="steps-post", label=name, **_line(one))
+    rates = np.geomspace(floor, 1, 500)
+    for name, one in look(curves).items():  # between two thresholds an attacker may toss a coin, as the AUC counts it
+        axes.plot(rates, np.interp(rates, *curves[name]), label=name, **_line(one))
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
     axes.legend(**BESIDE)
