@@ -175,7 +175,7 @@ def answer(table, tolerance=0.03, floor=0.5):
     LookupError
         When a notebook that this needs has not been run.
     """
-    useful = results.select(table, notebook="02_target_model", group="all", metric="balanced accuracy")
+    useful = results.select(table, notebook="02_target_model", group="all", metric="balanced accuracy", control="")
     target = results.one(useful, trainer="bank")
     answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
     weights = results.select(table, notebook="04_weights", network=target["network"], start="random", control="")
