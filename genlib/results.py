@@ -443,6 +443,8 @@ def _judge(risk, row, tolerance, floor):
         return "fails", "fails", f"balanced accuracy below {100 * floor:.0f} %"
     answers, why_answers = verdict(select(risk, shared="answers"), tolerance)
     model, why = verdict(risk, tolerance)
+    if answers == "fails" and model != "fails":  # whoever has the model has its answers
+        model, why = answers, why_answers
     if row["shared"] == "answers":
         model, why = "fails", f"{why_answers}; the model behind stays as it is"
     elif model == "passes" and not (risk["bound"].max() <= tolerance) and select(risk, shared="model").empty:

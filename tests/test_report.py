@@ -112,6 +112,11 @@ def test_a_model_is_judged_by_its_weights_too_and_not_passed_without():
     assert decided(setting(0.7, answers, weights=[0.9] * 3)) == ("passes", "fails", "span finds 90 % of all members")
 
 
+def test_a_model_whose_answers_fail_fails_whatever_else_was_attacked():
+    surely = setting(0.7, [0.043] * 3, weights=[0.0] * 3)  # above 0.03 among three attacks, not surely among six
+    assert decided(surely) == ("fails", "fails", "LiRA finds 4 % of all members")
+
+
 def test_a_defense_that_changes_answers_only_is_never_a_model():
     assert decided(setting(0.7, [0.0] * 3, shared="answers", defense="rounding", strength=1))[:2] == ("passes", "fails")
 
