@@ -273,8 +273,12 @@ def test_no_attack_finds_members_where_there_are_none(monkeypatch, overfitted, c
     pretended = membership.paired_halves(labels, 4, seed=99, reserved=reserved)
     rows = intervals(judge(logits, labels, pretended, evaluated, tuple(attacks.TF_PRIVACY_ATTACKS)), pretended)
     assert {attack for attack, _ in rows} == set(attacks.TF_PRIVACY_ATTACKS)
-    found = {name: (row.low, row.high) for name, row in rows.items() if not row.low <= 0.5 <= row.high}
-    assert not found
+    # An attacker who learns from one half of a list with as many members as others, and judges the other half, errs to
+    # below 0.5 where there is nothing: what one half has too many of, the other has too few of. That finds nobody.
+    trained = {name for name in attacks.TF_PRIVACY_ATTACKS if attacks.TF_PRIVACY_ATTACKS[name].is_trained_attack}
+    found = {name: (row.low, row.high) for name, row in rows.items() if row.low > 0.5}
+    missed = [name for name, row in rows.items() if row.high < 0.5 and name[0] not in trained]
+    assert not found and not missed
 
 
 def test_an_overfitted_target_gives_its_members_away(overfitted):
