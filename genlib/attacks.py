@@ -673,7 +673,9 @@ def _ridges(coefficients, x, directions):
     across = ((coefficients**2).sum(axis=2) - along).mean(axis=1) / (coefficients.shape[2] - 1)
     start = across / (values / (values + added) ** 2).mean()
     training = (along.mean(axis=1) - across) / ((vectors**2 @ (values / (values + added))) ** 2).mean()
-    return np.maximum(start / values.mean() / np.maximum(training, 0.1 * start / values.mean()), 1e-6)
+    start = start / values.mean()
+    # A kernel that decayed to nothing has neither, and any ridge finds nothing in it.
+    return np.maximum(start / np.maximum(np.maximum(training, 0.1 * start), np.finfo(float).tiny), 1e-6)
 
 
 def on_weights(inside, x, further, labels, activation="relu", ridge=None):

@@ -4,8 +4,6 @@ import json
 import pathlib
 
 import jinja2
-import nbconvert
-import nbformat
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
@@ -296,6 +294,8 @@ def write(run_folder):
     list of str
         What could not be written, and why.
     """
+    import nbconvert  # here and below: two seconds that no notebook need wait for
+
     run_folder, lacking, files = pathlib.Path(run_folder), [], {}
     manifest = json.loads((run_folder / "manifest.json").read_text())
     shown = {"notebooks": pages(run_folder), "manifest": manifest}
@@ -330,6 +330,8 @@ def pages(run_folder):
 
 def title(path):
     """Title of a notebook: the first line of its first cell."""
+    import nbformat
+
     return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
 
 
@@ -344,6 +346,9 @@ def notebook_page(path, exclude_input=False, **shown):
     **shown
         What the template ``data/page.html`` shows besides.
     """
+    import nbconvert
+    import nbformat
+
     notebook, heading = nbformat.read(path, as_version=4), title(path)
     for cell in notebook.cells:
         titles = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]

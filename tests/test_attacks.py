@@ -553,6 +553,12 @@ def test_the_ridge_is_the_ratio_of_start_to_training_that_made_the_weights():
         )
 
 
+def test_a_kernel_that_decayed_to_nothing_gives_nobody_away_and_has_scores():
+    x, nothing = np.random.default_rng(0).normal(size=(12, 40)), np.zeros((2, 12, 3))
+    scores = attacks.on_weights(nothing, x, [np.zeros((2, 3))], np.arange(12) % 3)
+    np.testing.assert_array_equal(scores, np.zeros((2, 12)))
+
+
 @pytest.fixture(scope="module")
 def shared():
     """A bank of small networks of two hidden layers by SGD: profiles, labels, members and what was trained."""
