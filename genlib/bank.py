@@ -41,6 +41,7 @@ except RuntimeError:
 # What a model's logits depend on beside its inputs; a change of this code makes the cache start afresh.
 CODE = ("bank", "layers", "networks", "defenses")
 CHUNK = 8  # models of one call on a processor
+LITTLE = 1e10  # products of weights and patients that take no longer than another thread's bank does to compile
 MEMORY = 2**29  # bytes that the models of one call may take on a processor, 2**33 on a GPU
 NOISE = 2**24  # numbers of noise that one call holds
 PADDING_QUANTILE = 0.999999  # Poisson batches are padded to this quantile of their size
@@ -765,13 +766,14 @@ def threads():
 
 
 def _chunk_size(job):
-    """Models of one call: few on a processor, as many as memory allows on a GPU."""
+    """Models of one call: few on a processor, unless there is little to do; as many as memory allows on a GPU."""
     n_weights = sum(w.size for w in job.model.get_weights())
     if job.form == "span":
         n_weights += job.most * (job.most + 2 * job.first.units) - job.x.shape[1] * job.first.units
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     fits = max(1, MEMORY * (16 if on_gpu else 1) // (16 * max(1, n_weights)))
-    return int(min(fits, -(-len(job.members) // threads()), len(job.members) if on_gpu else CHUNK))
+    together = on_gpu or len(job.members) * job.epochs * job.most * n_weights < LITTLE
+    return min(fits, len(job.members) if together else min(-(-len(job.members) // threads()), CHUNK))
 
 
 def _trained(job, missing, weights=False):

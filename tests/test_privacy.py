@@ -28,12 +28,6 @@ def double():
     K.backend.set_floatx("float32")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """All models in one chunk: one network to compile."""
-    monkeypatch.setattr(bank, "threads", lambda: 1)
-
-
 def starts_of(model, scale=0.3):
     rng = np.random.default_rng(5)
     return [scale * rng.normal(size=w.shape) for w in model.get_weights()]
