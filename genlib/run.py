@@ -411,10 +411,10 @@ def _alone(folder):
 
 
 def _refuse_another(run):
-    """Never let one folder hold two studies."""
+    """Never let one folder hold two studies; one that ended before anything was finished leaves it to the next."""
     path = run.folder / "manifest.json"
     there = json.loads(path.read_text()).get("run", {}) if path.exists() else {}
-    if there.get("inputs", run.inputs) != run.inputs:
+    if there.get("inputs", run.inputs) != run.inputs and any(run.folder.glob("parts/*.csv")):
         old = there["parameters"]
         other = [f"{name} {old.get(name)}" for name, value in run.parameters.items() if old.get(name) != value]
         what, way = (*other, "what a file held then")[0], "name another folder (--run), or remove that one"
