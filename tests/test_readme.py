@@ -64,8 +64,8 @@ def classes(table):
     half, few = (report.percent(results.one(lira, metric=f"PPV at prior {p}, FPR 0.01")) for p in ("0.5", "0.01"))
     return (
         f"Hard subtypes rather than rare ones are exposed: LiRA finds {said[0]} and {said[1]}. Normal-like is both, "
-        f"and may hold normal tissue. If half of the candidates are members, {half} of LiRA's accusations are right; if "
-        f"1 in 100 is, {few}."
+        f"and may hold normal tissue. If half of the candidates are members, {half} of LiRA's accusations are right; "
+        f"if 1 in 100 is, {few}."
     )
 
 
