@@ -8,7 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from genlib import audit, report, results
+from genlib import audit, report, results, run
 from genlib.__main__ import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -155,6 +155,9 @@ def test_the_examples_of_genlib_run_as_they_are_written(tmp_path, monkeypatch, c
     assert space["trained"].logits.shape == space["smoothed"].logits.shape == (12, 60, 3)
     assert sorted(space["thyroid"].classes) == ["follicular", "medullary", "papillary"]
     assert "TPR at FPR 0.1" in capsys.readouterr().out
+    (many,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    pathlib.Path("many.yaml").write_text(many)
+    assert len(run.runs_of(parse(["--sweep", "many.yaml"]))) == 4
 
 
 def test_every_room_has_a_line_and_every_line_a_room():
