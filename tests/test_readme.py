@@ -63,7 +63,9 @@ def classes(table):
     said = [f"{found[n]} of {n} ({rows['patients'][n]} patients, recall {recall[n]} %)" for n in ("LumB", "Basal")]
     pays = {name: report.settings_table(table, name).set_index("setting")["recall"] for name in ("Normal-like", "LumA")}
     pays = {name: one.str.split(" (", regex=False).str[0] for name, one in pays.items()}
-    paid = [f"of {name} from {one['none, pam50']} to {one['DP-SGD, epsilon 4, pam50']}" for name, one in pays.items()]
+    paid = [
+        f"of {name} from {one['none, pam50 (mlp)']} to {one['DP-SGD, epsilon 4, pam50']}" for name, one in pays.items()
+    ]
     lira = results.select(table, notebook="03_answers", attack="LiRA", attacker="auditor", group="all", control="")
     half, few = (report.percent(results.one(lira, metric=f"PPV at prior {p}, FPR 0.01")) for p in ("0.5", "0.01"))
     return (
@@ -123,7 +125,7 @@ def test_rare_classes_pay_where_the_start_is_random():
     lost = {}
     for name in ("Normal-like", "LumA"):
         of = results.settings(table, "recall", group=name).set_index("setting")["utility"]
-        lost[name] = of["none, pam50"] - of["DP-SGD, epsilon 4, pam50"]
+        lost[name] = of["none, pam50 (mlp)"] - of["DP-SGD, epsilon 4, pam50"]
     assert report.class_sizes(table).idxmin() == "Normal-like" and lost["Normal-like"] > 0.1 > lost["LumA"]
 
 
