@@ -2,12 +2,14 @@
 
 import pathlib
 import re
+import shlex
 
 import nbformat
 import pandas as pd
 import pytest
 
-from genlib import report, results
+from genlib import audit, report, results, run
+from genlib.__main__ import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 REFERENCE = ROOT / "outputs" / "reference"
@@ -24,28 +26,75 @@ def in_markdown(table):
     return "\n".join([rows[0], "|---" * len(table.columns) + "|", *rows[1:]])
 
 
+def shown(table):
+    """Eight settings: what needs no patient, what passes, what is undecided, and what others do about it."""
+    rows = report.decision_table(table)
+    setting, model = rows["setting"], rows["the model"]
+    private, undefended = setting.str.startswith("DP-SGD"), setting.str.startswith("none")
+    training, shows = (
+        ~private & ~undefended & (rows["members found"] != "none"),
+        rows["why"].str.contains("model behind"),
+    )
+    risk = rows["members found"].str.extract(r"([\d.]+)")[0].astype(float)
+    picked = [
+        rows[rows["members found"] == "none"],
+        rows[private & (model == "passes")].head(1),
+        rows[private & (model == "cannot be told") & ~setting.str.contains("centroids")].head(1),
+        rows[undefended].head(1),
+        rows[undefended & ~setting.str.contains("pam50|as many")].head(1),
+        rows[training & ~shows].loc[[risk[training & ~shows].idxmin()]],
+        rows[training & shows].loc[[risk[training & shows].idxmin()]],
+    ]
+    picked = pd.concat(picked).drop(columns="its answers").rename(columns={"the model": "may be shared"})
+    words = {r"^none": "no defense", r" \(0\d\)$": "", "^HAMP .*": "HAMP (answers only)", ", most variable genes": ""}
+    picked["setting"] = picked["setting"].replace(words, regex=True)
+    picked["why"] = picked["why"].replace(
+        {"^span": "weights", "(.*) finds (.*) members": r"\1: \2", "; the model .*": "", "cannot .* with ": ""},
+        regex=True,
+    )
+    picked["why"] = picked["why"].replace({"no patient .*; b": "b", "no .* it$": "no patient needed"}, regex=True)
+    return picked.replace({"passes": "yes", "fails": "no"})
+
+
+def classes(table):
+    """What is known of a hard and of an easy class of about the same size, and what an accusation means."""
+    rows = report.class_table(table).set_index("class")
+    found, recall = rows["found by LiRA"], rows["recall"].str.split(" ", n=1).str[0]
+    said = [f"{found[n]} of {n} ({rows['patients'][n]} patients, recall {recall[n]} %)" for n in ("LumB", "Basal")]
+    pays = {name: report.settings_table(table, name).set_index("setting")["recall"] for name in ("Normal-like", "LumA")}
+    pays = {name: one.str.split(" (", regex=False).str[0] for name, one in pays.items()}
+    paid = [
+        f"of {name} from {one['none, pam50 (mlp)']} to {one['DP-SGD, epsilon 4, pam50']}" for name, one in pays.items()
+    ]
+    lira = results.select(table, notebook="03_answers", attack="LiRA", attacker="auditor", group="all", control="")
+    half, few = (report.percent(results.one(lira, metric=f"PPV at prior {p}, FPR 0.01")) for p in ("0.5", "0.01"))
+    return (
+        f"Hard subtypes rather than rare ones are exposed: LiRA finds {said[0]} and {said[1]}. Normal-like is both, "
+        f"and may hold normal tissue. The rarest class pays: DP-SGD, epsilon 4, on pam50 takes the recall {paid[0]}, "
+        f"{paid[1]}. If half of the candidates are members, {half} of LiRA's accusations are right; "
+        f"if 1 in 100 is, {few}."
+    )
+
+
 def answer():
     """What the reference found: sentences, a figure, and eight settings."""
     table = results.read(REFERENCE / "results.csv")
-    decision = report.decision_table(table)
-    undefended = decision["setting"].str.startswith("none")
-    rows = pd.concat([decision[~undefended].head(7), decision[undefended].head(1)])
     words = "\n".join(f"- {sentence}" for sentence in report.answer(table))
     figure = "![Utility and risk of every setting](outputs/reference/figures/8a_trade_off.svg)"
-    return f"{words}\n\n{figure}\n\n{in_markdown(rows)}"
+    said = f"{words}\n\n{classes(table)}\n\n{figure}\n\n{in_markdown(shown(table))}"
+    return re.sub(r"(\d) %", r"\1%", re.sub(r"\(([\d.]+) to ([\d.]+)\)", r"(\1–\2)", said))
 
 
 def notebooks():
-    rows = []
+    """Every notebook with its question, linked as it ran, and its seconds or the command that runs it."""
+    lines = []
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
         executed, link, time = REFERENCE / path.name, f"notebooks/{path.name}", COMMANDS.get(path.stem, "")
         if executed.exists():
             link = f"outputs/reference/{path.name}"
-            time = time or f"{nbformat.read(executed, as_version=4).metadata.papermill.duration:.0f} s"
-        rows.append([f"[`{path.stem}`]({link})", report.title(path), time])
-    return in_markdown(
-        pd.DataFrame(rows, columns=["notebook, as it ran", "question", "seconds (quick, 2 cores), or command"])
-    )
+            time = time or f"{nbformat.read(executed, as_version=4).metadata.papermill.duration:.0f}s"
+        lines.append(f"- [`{path.stem}`]({link}) {report.title(path)} ({time})")
+    return "\n".join(lines)
 
 
 def written():
@@ -61,6 +110,59 @@ def test_it_says_what_the_reference_run_found():
     assert (ROOT / "README.md").read_text() == written()
 
 
+def test_hard_classes_rather_than_rare_ones_are_exposed():
+    table = results.read(REFERENCE / "results.csv")
+    found = results.select(table, notebook="03_answers", attack="LiRA", metric=report.GLOBAL, control="")
+    found = found.set_index("group")
+    recall = results.select(table, notebook="02_target_model", metric="recall", trainer="bank").set_index("group")
+    size = report.class_sizes(table)
+    assert size["LumB"] > size["Basal"] and found["low"]["LumB"] > found["high"]["Basal"]
+    assert recall["high"]["LumB"] < recall["low"]["Basal"]
+
+
+def test_rare_classes_pay_where_the_start_is_random():
+    table = results.read(REFERENCE / "results.csv")
+    lost = {}
+    for name in ("Normal-like", "LumA"):
+        of = results.settings(table, "recall", group=name).set_index("setting")["utility"]
+        lost[name] = of["none, pam50 (mlp)"] - of["DP-SGD, epsilon 4, pam50"]
+    assert report.class_sizes(table).idxmin() == "Normal-like" and lost["Normal-like"] > 0.1 > lost["LumA"]
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1300
+    assert len(shown(results.read(REFERENCE / "results.csv"))) <= 8
+
+
+def test_the_models_of_the_readme_run_as_they_are_written(tmp_path, monkeypatch, capsys):
+    """On simulated patients, whose first genes are those of the panel, and with fewer models."""
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    space = {}
+    exec(compile(first.replace('"tcga-brca"', '"simulated"').replace("=64", "=10"), "README.md", "exec"), space)
+    assert "TPR at FPR 0.1" in capsys.readouterr().out
+    cohort = space["cohort"]
+    names = {
+        "model": space["trained"].model(0),
+        "genes": cohort.genes[:50],
+        "classes": list("abcde"),
+        "members": ["p1"],
+    }
+    exec(compile(second, "README.md", "exec"), names)
+    read = audit.read_model("shared")
+    assert (list(read.genes), list(read.classes)) == (list(cohort.genes[:50]), list("abcde"))
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"\\\n\s*", " ", text)  # a command that goes on in the next line
+    words = [shlex.split(one) for one in re.findall(r"\./run_all\.sh([^`#\n]*)", text)]
+    assert ["judge"] in words  # whose options stand once
+    parsed = [parse(one) for one in words if one != ["judge"] and not {"--help", "test", "lab"} & set(one)]
+    assert {"study", "judge", "verify"} <= {one.command for one in parsed}
+
+
 def test_the_examples_of_genlib_run_as_they_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text, space = (ROOT / "genlib" / "README.md").read_text(), {}
@@ -69,6 +171,9 @@ def test_the_examples_of_genlib_run_as_they_are_written(tmp_path, monkeypatch, c
     assert space["trained"].logits.shape == space["smoothed"].logits.shape == (12, 60, 3)
     assert sorted(space["thyroid"].classes) == ["follicular", "medullary", "papillary"]
     assert "TPR at FPR 0.1" in capsys.readouterr().out
+    (many,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    pathlib.Path("many.yaml").write_text(many)
+    assert len(run.runs_of(parse(["--sweep", "many.yaml"]))) == 4
 
 
 def test_every_room_has_a_line_and_every_line_a_room():
