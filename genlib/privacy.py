@@ -462,18 +462,16 @@ def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
     >>> applied_norms(model, np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
     array([0.1], dtype=float32)
     """
-    stacked = layers.stack(model, 1, x.shape[1], kind=layers.PrivateBank)
+    # As many models as patients, each with one patient.
+    stacked = layers.stack(model, len(x), x.shape[1], kind=layers.PrivateBank)
     stacked.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
-    stacked.begin([model.get_weights()])
-    stacked.clip_norm, stacked.same_mask = float(clip_norm), same_mask
-    rng, found = np.random.default_rng(seed), []
-    dropouts = [layer for layer in stacked.layers if isinstance(layer, layers.Dropout)]
-    for row, label in zip(x, labels, strict=True):
-        for layer in dropouts:
-            layer.mask = tf.constant(rng.random((1, 1, *layer.shape[2:])) >= layer.rate)
-        step = {"targets": tf.constant([[int(label)]]), "weights": tf.ones((1, 1), x.dtype)}
-        found.append(tf.linalg.global_norm(stacked.clipped(tf.constant(row[None, None]), step)[0]).numpy())
-    return np.array(found)
+    stacked.begin([model.get_weights()] * len(x))
+    stacked.plan, rng = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0, same_mask=same_mask), np.random.default_rng(seed)
+    masks = [tf.constant(rng.random((len(x), 1, *shape)) >= rate) for shape, rate in layers.masks_of(stacked)]
+    layers.hand_out(stacked, stacked.loss, {"masks": masks})
+    step = {"targets": tf.constant(labels[:, None]), "weights": tf.ones((len(x), 1), x.dtype)}
+    sums, _ = stacked.clipped(tf.constant(x[:, None]), step)
+    return np.linalg.norm(np.concatenate([tf.reshape(part, (len(x), -1)) for part in sums], axis=1), axis=1)
 
 
 # TF-Privacy's own DP-SGD. Only full batches: its `fit` shuffles, where accounting for smaller ones assumes Poisson.
