@@ -262,7 +262,7 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
             results.save_arrays(paths[m], **found)
         stored[m] = found
     stacked = {name: np.stack([stored[m][name] for m in stored]) for name in stored[0]}
-    further = [stacked[f"further_{i}"] for i in range(len(stacked) - 2)] if "inside" in stacked else None
+    further = [stacked[f"weights_{i}"] for i in range(1, len(stacked) - 1)] if "inside" in stacked else None
     return Trained(stacked["logits"], stacked.get("inside"), further, functools.partial(_model_again, job))
 
 
@@ -297,14 +297,12 @@ def _job(model, x, labels, members, privacy=None, n=None, fault=None, **options)
 def _check(job):
     x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.model.output_shape[-1]
     refuse(model.optimizer is None, "the model is not compiled; call model.compile(optimizer, loss) first")
-    found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
-    fit = x.ndim == 2 and labels.ndim == 1 and len(x) >= len(labels) and members.shape[1:] == labels.shape
-    refuse(not fit, f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
+    found, width = f"x {x.shape}, labels {labels.shape}, members {members.shape}", model.input_shape[-1]
+    fit = x.shape[1:] == (width,) and labels.shape == (len(labels),) == members.shape[1:] and len(x) >= len(labels)
+    refuse(not fit, f"shapes disagree: {found}; they must be (n, {width}) as the model takes, (n,) and (M, n)")
     membership.check(labels, members, k)
     refuse(not members.any(axis=1).all(), "every model needs at least one member; a row of members has none")
     refuse(not np.isfinite(x).all(), "x holds missing or infinite values; see cohorts.load, which refuses them")
-    width = model.input_shape[-1]
-    refuse(width != x.shape[1], f"the model takes {width} features, x has {x.shape[1]}")
     found = f"epochs={job.epochs}, batch_size={job.batch_size}"
     refuse(job.epochs < 1 or (job.batch_size or 1) < 1, f"{found}: must be whole numbers of at least 1")
     uneven = job.remainder and (job.plan or not job.batch_size or np.ptp(members.sum(axis=1)))
@@ -744,9 +742,9 @@ def _chunk_size(job):
     n_weights = sum(w.size for w in job.model.get_weights())
     if job.form == "span":
         n_weights += job.most * (job.most + 2 * job.first.units) - job.x.shape[1] * job.first.units
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    fits = max(1, MEMORY * (16 if on_gpu else 1) // (16 * max(1, n_weights)))
-    return int(min(fits, -(-len(job.members) // threads()), len(job.members) if on_gpu else CHUNK))
+    gpus = tf.config.list_physical_devices("GPU")
+    memory, most = (16 * MEMORY, len(job.members)) if gpus else (MEMORY, CHUNK)
+    return int(min(max(1, memory // (16 * n_weights)), -(-len(job.members) // threads()), most))
 
 
 def _trained(job, missing, weights=False):
@@ -798,7 +796,7 @@ def _train_chunk(job, models, size, weights):
     if job.plan is not None:
         _run_private(job, bank, table, _stacked(job, steps), filled)
     else:
-        bank.compiled("train_step", (table, _stacked(job, steps), np.int32(len(steps[0]["rows"]))))
+        bank.compiled("train_step", (table, _stacked(job, steps)))
     if job.clustering:
         _cluster(job, bank, filled, spaces, table)
     if job.center:  # learned on shifted features: the bias takes the shift
@@ -864,7 +862,7 @@ def _cluster(job, bank, models, spaces, table):
             parts.append(step)
         steps = _stacked(job, parts)
         steps["pull"] = job.x.dtype.type(plan["weight"]) * steps["weights"]
-        bank.compiled("train_step", (table, steps, np.int32(len(steps["rows"]))))
+        bank.compiled("train_step", (table, steps))
 
 
 def _answers(job, bank, spaces):
@@ -877,14 +875,13 @@ def _answers(job, bank, spaces):
 
 
 def _found(job, answers, inside, kept, weights):
-    """What is kept of a model: logits, products with the first kernel and further weights; all weights if asked for."""
+    """What is kept of a model: logits, products with the first kernel, weights behind it; the kernel if asked for."""
     last = getattr(job.model, "layers", [None])[-1]
     if isinstance(last, L.Softmax) or getattr(last, "activation", None) is K.activations.softmax:
         answers = np.log(np.maximum(answers, np.finfo(answers.dtype).tiny))
-    found = {"logits": answers}
-    if inside is not None:
-        found |= {"inside": inside} | {f"further_{i}": value for i, value in enumerate(kept[1:])}
-    return found | ({f"weights_{i}": value for i, value in enumerate(kept)} if weights else {})
+    found = {"logits": answers} if inside is None else {"logits": answers, "inside": inside}
+    asked = range(len(kept)) if weights else range(inside is not None, len(kept))
+    return found | {f"weights_{i}": kept[i] for i in asked}
 
 
 # One at a time.

@@ -70,9 +70,8 @@ class Dropout(K.layers.Layer):
         self.rate, self.mask = rate, None
 
     def build(self, shape):
-        """Note what a mask must look like, behind the axis of patients."""
-        shape = list(shape)
-        self.of_each = tuple(shape[shape.index(None) + 1 :])
+        """Note what a mask must look like."""
+        self.shape = tuple(shape)
 
     def call(self, x, training=False):
         """Drop units in training."""
@@ -102,8 +101,9 @@ def masked(layer):
 
 
 def masks_of(model):
-    """Shape of one patient's mask and rate of each dropout layer."""
-    return [(layer.of_each, float(layer.rate)) for layer in model.layers if isinstance(layer, Dropout)]
+    """Shape of one patient's mask, behind the axis of patients, and rate of each dropout layer."""
+    dropouts = [layer for layer in model.layers if isinstance(layer, Dropout)]
+    return [(layer.shape[layer.shape.index(None) + 1 :], float(layer.rate)) for layer in dropouts]
 
 
 def hand_out(model, loss, step):
@@ -140,14 +140,14 @@ class Bank(K.Model):
         return traced(*data)
 
     def train_step(self, data):
-        """Go through all steps; those beyond `count` only fill the data up to one length."""
-        table, steps, count = data
+        """Go through all steps."""
+        table, steps = data
 
         def one(i):
             self.step(table, tf.nest.map_structure(lambda values: values[i], steps))
             return (i + 1,)
 
-        tf.while_loop(lambda i: i < count, one, (tf.constant(0),))
+        tf.while_loop(lambda i: i < len(steps["epoch"]), one, (tf.constant(0),))
         return {}
 
     def begin(self, starts):

@@ -5,9 +5,9 @@ trained stands in the profiles; `recipe` reads it.
 """
 
 import dataclasses
-import importlib.util
 import inspect
 import pathlib
+import runpy
 
 import tensorflow as tf
 
@@ -293,8 +293,6 @@ class Recipe:
             When a function of one's own returns anything but a compiled Keras model.
         """
         asked = {**self.options, **changes}
-        if self.function in NETWORKS.values():
-            return self.function(n_features, n_classes, **asked)
         again = {name: asked.pop(name) for name in COMPILED if name in asked}
         model = self.function(n_features, n_classes, **asked)
         found = f"{self.name}({n_features}, {n_classes}) returned {type(model).__name__} that is not compiled"
@@ -355,13 +353,10 @@ def _function(written):
     way_out = "write FILE.py:FUNCTION, as my_models.py:build"
     refuse(not name or not path, f"network '{written}' names no function; {way_out}")
     refuse(not pathlib.Path(path).is_file(), f"network '{written}': there is no file {path}; {way_out}")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    there = [word for word, value in vars(module).items() if inspect.isfunction(value)]
+    there = {word: value for word, value in runpy.run_path(path).items() if inspect.isfunction(value)}
     here = ", ".join(there) or "none"
     refuse(name not in there, f"network '{written}': {path} has no function '{name}'; it has {here}")
-    return getattr(module, name)
+    return there[name]
 
 
 def _dense(front, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):

@@ -20,9 +20,9 @@ from genlib import bank, layers
 from genlib.networks import refuse
 
 K = tf.keras
-NEIGHBORS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-# Privacy losses are rounded up to this grid: coarser than the library's own, ten times faster, and never optimistic.
-LOSS_GRID = 1e-3
+# Privacy losses are rounded up to a grid: coarser than the library's own, ten times faster, and never optimistic.
+GRID = {"value_discretization_interval": 1e-3}
+ACCOUNTANT = functools.partial(pld.PLDAccountant, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, **GRID)
 STATEMENT = pathlib.Path(__file__).parent / "data" / "privacy_statement.txt"
 
 
@@ -251,11 +251,7 @@ def accountant_epsilon(noise_multiplier, steps, delta, rate=1.0):
     found = f"noise_multiplier={noise_multiplier}, steps={steps}, rate={rate}"
     wrong = noise_multiplier <= 0 or steps < 1 or not 0 < rate <= 1
     refuse(wrong, f"{found}: the first two must be above 0, the rate above 0 and at most 1")
-    return _accountant().compose(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
-
-
-def _accountant():
-    return pld.PLDAccountant(NEIGHBORS, value_discretization_interval=LOSS_GRID)
+    return ACCOUNTANT().compose(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
 
 
 def _event(noise_multiplier, steps, rate):
@@ -266,10 +262,8 @@ def _event(noise_multiplier, steps, rate):
 
 @functools.lru_cache(maxsize=256)
 def _calibrated(epsilon, delta, steps, rate):
-    def event(sigma):
-        return _event(sigma, steps, rate)
-
-    return dp_accounting.calibrate_dp_mechanism(_accountant, event, epsilon, delta, tol=1e-3)
+    event = functools.partial(_event, steps=steps, rate=rate)
+    return dp_accounting.calibrate_dp_mechanism(ACCOUNTANT, event, epsilon, delta, tol=1e-3)
 
 
 def trade_off(fpr, noise_multiplier, steps):
