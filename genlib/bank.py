@@ -113,7 +113,7 @@ class _Job:
 
     @functools.cached_property
     def loss(self):
-        """A loss of targets (M, b, k), not reduced to a mean; smoothing of its targets; whether it is a mean otherwise.
+        """A loss of targets (M, b, k), not reduced to a mean, and whether it is a mean otherwise.
 
         None where it would not be the same side by side: a loss of one's own says so by an attribute `side_by_side`.
         """
@@ -123,9 +123,10 @@ class _Job:
         weighted = self.model.get_compile_config().get("loss_weights")
         if weighted or not (usual or getattr(given, "side_by_side", False)):
             return None
-        found = K.losses.CategoricalCrossentropy(config["from_logits"]) if usual else copy.copy(given)
+        kept = [config[name] for name in ("from_logits", "label_smoothing") if name in config]
+        found = K.losses.CategoricalCrossentropy(*kept) if usual else copy.copy(given)
         found.reduction = "sum" if self.plan is None else "none"
-        return found, config.get("label_smoothing", 0.0) if usual else 0.0, given.reduction not in ("sum", "none")
+        return found, given.reduction not in ("sum", "none")
 
     @functools.cached_property
     def first(self):
@@ -826,11 +827,10 @@ def _stacked(job, parts):
         pads = [[(0, to - at) for at, to in zip(array.shape, shape, strict=True)] for array in arrays]
         return np.stack([np.pad(array, pad) for array, pad in zip(arrays, pads, strict=True)], axis=1)
 
-    steps, smoothing = tf.nest.map_structure(stack, *parts), job.loss[1]
+    steps = tf.nest.map_structure(stack, *parts)
     sizes = np.maximum(steps.pop("sizes"), 1)[..., None].astype(job.x.dtype)
-    if job.loss[2] and job.plan is None:
+    if job.loss[1] and job.plan is None:
         steps["weights"] = steps["weights"] / sizes
-    steps["targets"] = (1 - smoothing) * steps["targets"] + smoothing / steps["targets"].shape[-1]
     return steps
 
 

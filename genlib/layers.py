@@ -89,8 +89,6 @@ class SGD(K.optimizers.SGD):
 
 def mix(table, rows, shares):
     """Rows of a table, shared (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
-    if rows.shape[-1] == 1:
-        return tf.gather(table, rows[..., 0], batch_dims=table.shape.rank - 2)
     return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=-2)
 
 
