@@ -945,5 +945,5 @@ def _model_again(job, m):
     model.set_weights([found[f"weights_{i}"] for i in range(len(model.get_weights()))])
     optimizer, loss = job.model.optimizer, job.model.loss
     if all(isinstance(one, str) or type(one).__module__.startswith("keras.") for one in (optimizer, loss)):
-        model.compile(type(optimizer).from_config(optimizer.get_config()), loss)
+        model.compile(_copy(optimizer), loss)
     return model
