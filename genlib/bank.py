@@ -43,7 +43,6 @@ CODE = ("bank", "layers", "networks", "defenses")
 CHUNK = 8  # models of one call on a processor
 LITTLE = 1e10  # products of weights and patients that take no longer than another thread's bank does to compile
 MEMORY = 2**29  # bytes that the models of one call may take on a processor, 2**33 on a GPU
-NOISE = 2**24  # numbers of noise that one call holds
 PADDING_QUANTILE = 0.999999  # Poisson batches are padded to this quantile of their size
 
 # What trains side by side, exactly as it would alone: nothing in it looks at more than one patient, or at a whole
@@ -56,10 +55,7 @@ BY_ENTRY = (type(None), R.L1, R.L2, R.L1L2, C.NonNeg, networks.Sparse)
 OPTIMIZERS = (OPT.SGD, OPT.Adam)
 PARTS = ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
 WHOLE_KERNEL = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "use_ema")
-LOSSES = {
-    "sparse_categorical_crossentropy": K.losses.SparseCategoricalCrossentropy,
-    "categorical_crossentropy": K.losses.CategoricalCrossentropy,
-}
+LOSSES = (K.losses.SparseCategoricalCrossentropy, K.losses.CategoricalCrossentropy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +114,37 @@ class _Job:
 
     @functools.cached_property
     def loss(self):
-        """Loss of models side by side, smoothing of its targets, and whether it is a mean; see `_loss_of`."""
-        return _loss_of(self.model, "sum" if self.plan is None else "none")
+        """A loss of targets (M, b, k), not reduced to a mean, and whether it is a mean otherwise.
+
+        None where it would not be the same side by side: a loss of one's own says so by an attribute `side_by_side`.
+        """
+        given = _loss_object(self.model)
+        config = given.get_config() if isinstance(given, K.losses.Loss) else {}
+        usual = type(given) in LOSSES and config.get("ignore_class") is None and config.get("axis", -1) == -1
+        weighted = self.model.get_compile_config().get("loss_weights")
+        if weighted or not (usual or getattr(given, "side_by_side", False)):
+            return None
+        kept = [config[name] for name in ("from_logits", "label_smoothing") if name in config]
+        found = K.losses.CategoricalCrossentropy(*kept) if usual else copy.copy(given)
+        found.reduction = "sum" if self.plan is None else "none"
+        return found, given.reduction not in ("sum", "none")
 
     @functools.cached_property
     def first(self):
         """The dense layer that alone takes the input, directly; None where there is no such layer."""
-        return _first(self.model)
+        nodes = self.model.inputs[0].node.layer.outbound_nodes
+        takers = [node.outbound_layer for node in nodes if node.outbound_layer in self.model.layers]
+        alone = len(takers) == 1 and type(takers[0]) is L.Dense and len(takers[0].inbound_nodes) == 1
+        return takers[0] if alone else None
 
     @functools.cached_property
     def spread(self):
-        """Standard deviation of a Gaussian start of the first kernel; None where it starts otherwise."""
-        return None if self.start is not None else _spread(self.first.kernel_initializer, self.x.shape[1])
+        """Standard deviation of a Gaussian start of the first kernel around 0; None where it starts otherwise."""
+        initializer = self.first.kernel_initializer
+        law = [getattr(initializer, name, None) for name in ("mode", "distribution")]
+        if self.start is not None or law != ["fan_in", "untruncated_normal"]:
+            return None
+        return float(np.sqrt(initializer.scale / self.x.shape[1]))
 
     @functools.cached_property
     def inner(self):
@@ -249,7 +264,7 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
             results.save_arrays(paths[m], **found)
         stored[m] = found
     stacked = {name: np.stack([stored[m][name] for m in stored]) for name in stored[0]}
-    further = [stacked[f"further_{i}"] for i in range(len(stacked) - 2)] if "inside" in stacked else None
+    further = [stacked[f"weights_{i}"] for i in range(1, len(stacked) - 1)] if "inside" in stacked else None
     return Trained(stacked["logits"], stacked.get("inside"), further, functools.partial(_model_again, job))
 
 
@@ -284,14 +299,12 @@ def _job(model, x, labels, members, privacy=None, n=None, fault=None, **options)
 def _check(job):
     x, labels, members, model, k = job.x, job.labels, job.members, job.model, job.model.output_shape[-1]
     refuse(model.optimizer is None, "the model is not compiled; call model.compile(optimizer, loss) first")
-    found = f"x {x.shape}, labels {labels.shape}, members {members.shape}"
-    fit = x.ndim == 2 and labels.ndim == 1 and len(x) >= len(labels) and members.shape[1:] == labels.shape
-    refuse(not fit, f"shapes disagree: {found}; they must be (n, d), (n,) and (M, n)")
+    found, width = f"x {x.shape}, labels {labels.shape}, members {members.shape}", model.input_shape[-1]
+    fit = x.shape[1:] == (width,) and labels.shape == (len(labels),) == members.shape[1:] and len(x) >= len(labels)
+    refuse(not fit, f"shapes disagree: {found}; they must be (n, {width}) as the model takes, (n,) and (M, n)")
     membership.check(labels, members, k)
     refuse(not members.any(axis=1).all(), "every model needs at least one member; a row of members has none")
     refuse(not np.isfinite(x).all(), "x holds missing or infinite values; see cohorts.load, which refuses them")
-    width = model.input_shape[-1]
-    refuse(width != x.shape[1], f"the model takes {width} features, x has {x.shape[1]}")
     found = f"epochs={job.epochs}, batch_size={job.batch_size}"
     refuse(job.epochs < 1 or (job.batch_size or 1) < 1, f"{found}: must be whole numbers of at least 1")
     uneven = job.remainder and (job.plan or not job.batch_size or np.ptp(members.sum(axis=1)))
@@ -361,15 +374,6 @@ def _side_by_side(layer):
     )
 
 
-def _first(model):
-    takers = [
-        layer for layer in model.layers if not isinstance(layer, L.InputLayer)
-        for node in layer.inbound_nodes for given in tf.nest.flatten(node.input_tensors) if given is model.inputs[0]
-    ]  # fmt: skip
-    alone = len(takers) == 1 and type(takers[0]) is L.Dense and len(takers[0].inbound_nodes) == 1
-    return takers[0] if alone else None
-
-
 def _check_private(job, odd):
     """Refuse what DP-SGD cannot promise for, by name."""
     way_out = "private training takes dense layers and SGD, or leave privacy out"
@@ -386,26 +390,10 @@ def _check_private(job, odd):
     refuse(mixes, f"loss {loss.__name__} mixes the patients of a batch; {way_out}")
 
 
-def _loss_of(model, reduction):
-    """A loss of targets (M, b, k), not reduced to a mean; smoothing of its targets; whether it is a mean otherwise.
-
-    None where it would not be the same side by side: a loss of one's own says so by an attribute `side_by_side`.
-    """
-    given = _loss_object(model)
-    config = given.get_config() if isinstance(given, K.losses.Loss) else {}
-    usual = type(given) in LOSSES.values() and config.get("ignore_class") is None and config.get("axis", -1) == -1
-    if not (usual or getattr(given, "side_by_side", False)) or model.get_compile_config().get("loss_weights"):
-        return None
-    found = K.losses.CategoricalCrossentropy(config["from_logits"]) if usual else copy.copy(given)
-    found.reduction = reduction
-    return found, config.get("label_smoothing", 0.0) if usual else 0.0, given.reduction not in ("sum", "none")
-
-
 def _loss_object(model):
     """The loss of a model; the usual ones, where they were given by name or as functions, as Keras' objects."""
-    given = tf.nest.flatten(model.loss)[0]
-    name = getattr(given, "__name__", given)
-    return LOSSES[name]() if isinstance(name, str) and name in LOSSES else given
+    given = K.losses.get(tf.nest.flatten(model.loss)[0])
+    return next((kind() for kind in LOSSES if kind().fn is given), given)
 
 
 def rng_of(seed, m, purpose):
@@ -416,14 +404,6 @@ def rng_of(seed, m, purpose):
 def _number(seed, m):
     """One number for libraries from (seed, m)."""
     return int(np.random.SeedSequence(None if seed is None else [seed, m, 5]).generate_state(1)[0]) >> 1
-
-
-def _spread(initializer, fan_in):
-    """Standard deviation of a Gaussian start around 0, 0 of a start from zeros; None of any other."""
-    if isinstance(initializer, K.initializers.Zeros):
-        return 0.0
-    law = [getattr(initializer, name, None) for name in ("mode", "distribution")]
-    return float(np.sqrt(initializer.scale / fan_in)) if law == ["fan_in", "untruncated_normal"] else None
 
 
 def _gaussian(rng, shape, spread, dtype):
@@ -484,19 +464,13 @@ def describe(model):
 
 def _paths(job, cache):
     """Where each finished model is kept: a name made of all that it depends on."""
-    nowhere = [None] * len(job.members)
-    if cache is None or job.seed is None:
-        return nowhere
-    if job.name is None:
+    if cache is not None and job.name is None:
         say("A model with code of your own is not kept in the cache, where a change of that code would not be seen")
-        return nowhere
-    numbers = [job.epochs, job.batch_size, job.mixup, job.average, job.most, job.form, job.clustering, str(job.plan)]
-    numbers += [bool(job.center), job.remainder]
-    code = [K.backend.floatx(), tf.__version__, results.code_digest(*CODE)]
-    center = vars(job.center).values() if job.plan and job.center else None
-    arrays = {"start": job.start, "weights": job.class_weight, "center": center}
-    given = [part for name, values in arrays.items() if values is not None for part in (name, *values)]
-    common = results.digest(job.name, job.x, job.labels, numbers, code, *[np.asarray(part) for part in given])
+    if None in (cache, job.seed, job.name):
+        return [None] * len(job.members)
+    shared = dataclasses.asdict(dataclasses.replace(job, model=None, members=None, targets=None, seed=None))
+    text = json.dumps(shared, sort_keys=True, default=lambda array: results.digest(np.asarray(array)))
+    common = results.digest(job.name, text, job.most, K.backend.floatx(), tf.__version__, results.code_digest(*CODE))
     taught = ["labels"] * len(job.members) if job.targets is None else job.targets
     keys = [results.digest(common, job.members[m], [job.seed, m], taught[m]) for m in range(len(job.members))]
     return [pathlib.Path(cache) / f"{key[:32]}.npz" for key in keys]
@@ -515,8 +489,9 @@ def draw_batches(n, epochs, per_epoch, seed, width=0):
     ----------
     n : int
         Number of members.
-    epochs, per_epoch : int
-        Epochs, and batches of nearly equal size in each.
+    epochs : int
+    per_epoch : int or sequence of int
+        Batches of nearly equal size in each epoch, or the places where it is cut.
     seed : sequence of int, or None
     width : int
         Least width of the rows; what only fills them up is 0.
@@ -577,16 +552,14 @@ def draw_poisson(n, plan, rng, width=0):
 
 def _batches(job, m, n, seed=None):
     """Positions among the n members, and sizes; all models take as many steps, in rows of one width."""
-    if job.plan is None:
-        per_epoch, seed = -(-job.most // (job.batch_size or job.most)), seed or [job.seed, m, 6]
-        seed, size = None if job.seed is None else seed, -(-job.most // per_epoch)
-        if not job.remainder:
-            return draw_batches(n, job.epochs, per_epoch, seed, size)
-        rng, cuts = np.random.default_rng(seed), range(job.batch_size, n, job.batch_size)
-        return _padded([part for _ in range(job.epochs) for part in np.split(rng.permutation(n), cuts)], job.batch_size)
-    rate = job.plan.rate
-    width = job.most if rate >= 1 else int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, rate))
-    return draw_poisson(n, job.plan, rng_of(job.seed, m, 14), width)
+    if job.plan is not None:
+        width = int(scipy.stats.binom.ppf(PADDING_QUANTILE, job.most, job.plan.rate))
+        return draw_poisson(n, job.plan, rng_of(job.seed, m, 14), width)
+    size = job.batch_size or job.most
+    cuts = range(size, n, size) if job.remainder else -(-job.most // size)
+    width = size if job.remainder else -(-job.most // cuts)
+    seed = None if job.seed is None else seed or [job.seed, m, 6]
+    return draw_batches(n, job.epochs, cuts, seed, width)
 
 
 def _steps(job, m, places, masks_of, seed=None):
@@ -741,7 +714,8 @@ def outside_span(model, plan, average=0.0):
     >>> round(kept, 6), round(gathered, 6)
     (1.0, 0.5)
     """
-    optimizer, decay = model.optimizer.get_config(), float(getattr(_first(model).kernel_regularizer, "l2", 0.0))
+    optimizer, first = model.optimizer.get_config(), next(layer for layer in model.layers if layer.weights)
+    decay = float(getattr(first.kernel_regularizer, "l2", 0.0))
     rate, momentum = optimizer["learning_rate"], optimizer["momentum"]
     # Column 0: the start; column 1 + t: the noise of step t.
     weight, speed, total = np.eye(1, plan.steps + 1)[0], 0.0, 0.0
@@ -757,7 +731,7 @@ def outside_span(model, plan, average=0.0):
 # Side by side.
 
 _workers = functools.cache(concurrent.futures.ThreadPoolExecutor)  # of so many threads
-_held = threading.local()  # compiled banks, each thread its own: a study trains one network several times
+_held = threading.local()  # the last compiled bank, each thread its own: a study trains one network several times
 
 
 def threads():
@@ -770,45 +744,34 @@ def _chunk_size(job):
     n_weights = sum(w.size for w in job.model.get_weights())
     if job.form == "span":
         n_weights += job.most * (job.most + 2 * job.first.units) - job.x.shape[1] * job.first.units
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    fits = max(1, MEMORY * (16 if on_gpu else 1) // (16 * max(1, n_weights)))
-    together = on_gpu or len(job.members) * job.epochs * job.most * n_weights < LITTLE
-    return min(fits, len(job.members) if together else min(-(-len(job.members) // threads()), CHUNK))
+    gpus, everyone = tf.config.list_physical_devices("GPU"), len(job.members)
+    fits = max(1, MEMORY * (16 if gpus else 1) // (16 * n_weights))
+    together = gpus or everyone * job.epochs * job.most * n_weights < LITTLE
+    return min(fits, everyone if together else min(-(-everyone // threads()), CHUNK))
 
 
 def _trained(job, missing, weights=False):
     """Train the missing models, and give each as it is finished: its number, and arrays by name."""
-    if not missing:
-        return
     if job.form == "alone":
-        yield from _train_alone(job, missing, weights)
+        yield from (_train_alone(job, m, weights) for m in missing)
         return
     size = 1 if weights else _chunk_size(job)
     pieces = [missing[i : i + size] for i in range(0, len(missing), size)]
     # The compiled training leaves Python's lock alone, so threads are enough to use every core. NumPy's own threads
     # would be in their way, and share out a product as they are free: not the same bits each time.
     with threadpoolctl.threadpool_limits(1):
-        # Once, before threads ask for it.
-        made = [job.name, job.loss, *([job.spread, job.basis] if job.form == "span" else [])]
-        made += [job.axes] if job.form == "span" and (weights or job.spread is None) else []
         for found in _workers(threads()).map(lambda piece: _train_chunk(job, piece, size, weights), pieces):
             yield from found
 
 
 def _bank(job, size):
-    """A compiled bank for this job; each thread keeps the last two."""
-    plan, width = job.plan, job.most if job.form == "span" else job.x.shape[1]
-    promise = plan and (plan.clip_norm, plan.divisor, plan.same_mask)
+    """A compiled bank for this job; each thread keeps its last."""
+    width = job.most if job.form == "span" else job.x.shape[1]
+    promise = job.plan and (job.plan.clip_norm, job.plan.divisor, job.plan.same_mask)
     key = (job.name, job.form, size, width, promise, job.average > 0, K.backend.floatx())
-    held = vars(_held).setdefault("banks", {})
-    bank = held.pop(key, None) or _build(job, size, width)
-    if promise:
-        bank.clip_norm, bank.divisor, bank.same_mask = promise
-    if job.name:
-        held[key] = bank
-    for oldest in list(held)[:-2]:
-        del held[oldest]
-    return bank
+    if job.name is None or getattr(_held, "key", None) != key:
+        _held.bank, _held.key = _build(job, size, width), key
+    return _held.bank
 
 
 def _build(job, size, width):
@@ -821,13 +784,8 @@ def _build(job, size, width):
         config = optimizer.get_config() | {"use_ema": job.average > 0}
         bank.compile((layers.SGD if plain else type(optimizer)).from_config(config), job.loss[0])
     networks.follow(bank, bank.optimizer)
+    bank.plan = job.plan
     return bank
-
-
-def _masks_of(model, n_axes):
-    """Shapes and rates of the masks of a model's dropout layers, behind the axes of models and patients."""
-    dropouts = [layer for layer in model.layers if isinstance(layer, layers.Dropout)]
-    return [(layer.shape[n_axes:], float(layer.rate)) for layer in dropouts]
 
 
 def _train_chunk(job, models, size, weights):
@@ -836,13 +794,12 @@ def _train_chunk(job, models, size, weights):
     spaces = [_space(job, m) for m in filled]
     shared = spaces[0].table is job.x
     table = tf.constant(job.x if shared else np.stack([space.table for space in spaces]))
-    masks_of = _masks_of(bank, 2)
-    steps = [_steps(job, m, space.places, masks_of) for m, space in zip(filled, spaces, strict=True)]
+    steps = [_steps(job, m, space.places, layers.masks_of(bank)) for m, space in zip(filled, spaces, strict=True)]
     bank.begin([space.start for space in spaces])
     if job.plan is not None:
         _run_private(job, bank, table, _stacked(job, steps), filled)
     else:
-        bank.compiled("train_step", (table, _stacked(job, steps), np.int32(len(steps[0]["rows"]))))
+        bank.compiled("train_step", (table, _stacked(job, steps)))
     if job.clustering:
         _cluster(job, bank, filled, spaces, table)
     if job.center:  # learned on shifted features: the bias takes the shift
@@ -872,32 +829,23 @@ def _stacked(job, parts):
         pads = [[(0, to - at) for at, to in zip(array.shape, shape, strict=True)] for array in arrays]
         return np.stack([np.pad(array, pad) for array, pad in zip(arrays, pads, strict=True)], axis=1)
 
-    steps, smoothing = tf.nest.map_structure(stack, *parts), job.loss[1]
+    steps = tf.nest.map_structure(stack, *parts)
     sizes = np.maximum(steps.pop("sizes"), 1)[..., None].astype(job.x.dtype)
-    if job.loss[2] and job.plan is None:
+    if job.loss[1] and job.plan is None:
         steps["weights"] = steps["weights"] / sizes
-    steps["targets"] = (1 - smoothing) * steps["targets"] + smoothing / steps["targets"].shape[-1]
     return steps
 
 
 def _run_private(job, bank, table, steps, models):
-    """DP-SGD with its noise as data, a part of the steps at a time."""
-    shapes, dtype = [variable.shape[1:] for variable in bank.own], job.x.dtype
-    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    """DP-SGD, step by step, with its noise as data."""
     # With Keras' moving average, momenta 0, 1/2, 2/3, ... over the last steps make it their mean.
     late = np.cumsum(np.arange(job.plan.steps) >= job.plan.steps - max(1, round(job.average * job.plan.steps)))
-    steps["averaged"] = np.where(late > 0, 1 - 1 / np.maximum(late, 1), 1.0).astype(dtype)
-    length = min(job.plan.steps, max(1, NOISE // (len(models) * int(cuts[-1]))))
+    steps["averaged"] = np.where(late > 0, 1 - 1 / np.maximum(late, 1), 1.0).astype(job.x.dtype)
     rngs = [rng_of(job.seed, m, 16) for m in models]
-    for begin in range(0, job.plan.steps, length):
-        part = tf.nest.map_structure(lambda values: values[begin : begin + length], steps)  # noqa: B023
-        count = len(part["rows"])
-        noise = np.stack([_gaussian(rng, (count, int(cuts[-1])), job.plan.noise, dtype) for rng in rngs], axis=1)
-        by_variable = zip(np.split(noise, cuts[:-1], axis=2), shapes, strict=True)
-        part["noise"] = [drawn.reshape(count, len(models), *shape) for drawn, shape in by_variable]
-        if count < length:  # filled up to one length, so that one compiled function serves all parts
-            part = tf.nest.map_structure(lambda values: np.resize(values, (length, *values.shape[1:])), part)
-        bank.compiled("train_step", (table, part, np.int32(count)))
+    for t in range(job.plan.steps):
+        step = tf.nest.map_structure(lambda values: values[t], steps)  # noqa: B023
+        drawn = [[_gaussian(rng, value.shape[1:], job.plan.noise, job.x.dtype) for rng in rngs] for value in bank.own]
+        bank.compiled("step", table, step | {"noise": [np.stack(noise) for noise in drawn]})
     bank.optimizer.finalize_variable_values(bank.own)
 
 
@@ -910,13 +858,13 @@ def _cluster(job, bank, models, spaces, table):
             who, number = np.flatnonzero(job.members[m]), _number(job.seed, m)
             count = min(plan["n_clusters"], len(who))
             found = KMeans(count, n_init=1, random_state=(number + turn) % 2**31).fit(z[who])
-            step = _steps(again, m, space.places, _masks_of(bank, 2), [number, 25, turn])
+            step = _steps(again, m, space.places, layers.masks_of(bank), [number, 25, turn])
             members = np.searchsorted(space.places, step["rows"][..., 0])
             step["centers"] = found.cluster_centers_[found.predict(z[who])][members].astype(job.x.dtype)
             parts.append(step)
         steps = _stacked(job, parts)
         steps["pull"] = job.x.dtype.type(plan["weight"]) * steps["weights"]
-        bank.compiled("train_step", (table, steps, np.int32(len(steps["rows"]))))
+        bank.compiled("train_step", (table, steps))
 
 
 def _answers(job, bank, spaces):
@@ -929,68 +877,50 @@ def _answers(job, bank, spaces):
 
 
 def _found(job, answers, inside, kept, weights):
-    """What is kept of a model: logits, products with the first kernel and further weights; all weights if asked for."""
+    """What is kept of a model: logits, products with the first kernel, weights behind it; the kernel if asked for."""
     last = getattr(job.model, "layers", [None])[-1]
     if isinstance(last, L.Softmax) or getattr(last, "activation", None) is K.activations.softmax:
         answers = np.log(np.maximum(answers, np.finfo(answers.dtype).tiny))
-    found = {"logits": answers}
-    if inside is not None:
-        found |= {"inside": inside} | {f"further_{i}": value for i, value in enumerate(kept[1:])}
-    return found | ({f"weights_{i}": value for i, value in enumerate(kept)} if weights else {})
+    found = {"logits": answers} if inside is None else {"logits": answers, "inside": inside}
+    asked = range(len(kept)) if weights else range(inside is not None, len(kept))
+    return found | {f"weights_{i}": kept[i] for i in asked}
 
 
 # One at a time.
 
 
-def _train_alone(job, models, weights):
-    """Ordinary Keras models, one after the other, by Keras' own `train_step`; it is traced once, and starts anew."""
-    blueprint, base = job.model, _number(job.seed, 0)
-    model, loss = clone(blueprint, base, _with_masks), _loss_object(blueprint)
+def _train_alone(job, m, weights):
+    """Train an ordinary Keras model by its own `train_step`."""
+    blueprint, loss = job.model, _loss_object(job.model)
     sparse = isinstance(loss, K.losses.SparseCategoricalCrossentropy)
     if sparse and (job.mixup or job.targets is not None):
         loss, sparse = K.losses.CategoricalCrossentropy(loss.get_config()["from_logits"]), False
+    model = clone(blueprint, _number(job.seed, m), layers.masked)
+    model.set_weights(job.start or model.get_weights())
     model.compile(_copy(blueprint.optimizer), loss, loss_weights=blueprint.get_compile_config().get("loss_weights"))
+    networks.follow(model, model.optimizer)
 
     @tf.function(reduce_retracing=True)
     def one_step(x, targets, step):
         layers.hand_out(model, loss, step)
         model.train_step((x, targets) if job.class_weight is None else (x, targets, step["weights"]))
 
-    networks.follow(model, model.optimizer)
-    x = tf.constant(job.x)
-    for m in models:
-        model.set_weights(job.start or clone(blueprint, _number(job.seed, m)).get_weights())
-        fresh = _memory(_copy(blueprint.optimizer), model)
-        for used, begun in zip(_memory(model.optimizer, model), fresh, strict=True):
-            used.assign(begun)
-        K.utils.set_random_seed(base)  # what layers draw by themselves begins anew too
-        steps = _steps(job, m, np.flatnonzero(job.members[m]), _masks_of(model, 1))
-        sizes, epochs = steps.pop("sizes"), steps.pop("epoch")
-        for t, size in enumerate(sizes):
-            step = tf.nest.map_structure(lambda values: tf.constant(values[t, :size]), steps)  # noqa: B023
-            targets = tf.argmax(step["targets"], axis=-1) if sparse else step["targets"]
-            one_step(layers.mix(x, step["rows"], step["shares"]), targets, step | {"epoch": epochs[t]})
-        if hasattr(model.optimizer, "finalize_variable_values"):
-            model.optimizer.finalize_variable_values(model.trainable_variables)
-        kept = model.get_weights()
-        inside = None if job.first is None else job.x @ kept[0]
-        yield m, _found(job, model(job.x, training=False).numpy(), inside, kept, weights)
+    K.utils.set_random_seed(_number(job.seed, 0))  # of what layers draw by themselves
+    x, steps = tf.constant(job.x), _steps(job, m, np.flatnonzero(job.members[m]), layers.masks_of(model))
+    sizes, epochs = steps.pop("sizes"), steps.pop("epoch")
+    for t, size in enumerate(sizes):
+        step = tf.nest.map_structure(lambda values: tf.constant(values[t, :size]), steps)  # noqa: B023
+        targets = tf.argmax(step["targets"], axis=-1) if sparse else step["targets"]
+        one_step(layers.mix(x, step["rows"], step["shares"]), targets, step | {"epoch": epochs[t]})
+    if hasattr(model.optimizer, "finalize_variable_values"):  # not in Keras' former optimizers
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+    kept = model.get_weights()
+    inside = None if job.first is None else job.x @ kept[0]
+    return m, _found(job, model(job.x, training=False).numpy(), inside, kept, weights)
 
 
 def _copy(optimizer):
     return type(optimizer).from_config(optimizer.get_config())
-
-
-def _memory(optimizer, model):
-    """All that an optimizer remembers between two steps of a model."""
-    prepare = optimizer.build if hasattr(optimizer, "build") else optimizer._create_all_weights  # of Keras' former kind
-    prepare(model.trainable_variables)
-    return optimizer.variables()
-
-
-def _with_masks(layer):
-    masked = type(layer) is L.Dropout and layer.noise_shape is None
-    return layers.Dropout(layer.rate, name=layer.name) if masked else layers.again(layer)
 
 
 def clone(model, seed, copy_of=layers.again):
@@ -1017,5 +947,5 @@ def _model_again(job, m):
     model.set_weights([found[f"weights_{i}"] for i in range(len(model.get_weights()))])
     optimizer, loss = job.model.optimizer, job.model.loss
     if all(isinstance(one, str) or type(one).__module__.startswith("keras.") for one in (optimizer, loss)):
-        model.compile(type(optimizer).from_config(optimizer.get_config()), loss)
+        model.compile(_copy(optimizer), loss)
     return model

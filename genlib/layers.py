@@ -89,9 +89,19 @@ class SGD(K.optimizers.SGD):
 
 def mix(table, rows, shares):
     """Rows of a table, shared (n, d) or one a model (M, n, d), mixed: row j is sum_p shares[j, p] table[rows[j, p]]."""
-    if rows.shape[-1] == 1:
-        return tf.gather(table, rows[..., 0], batch_dims=table.shape.rank - 2)
     return tf.reduce_sum(shares[..., None] * tf.gather(table, rows, batch_dims=table.shape.rank - 2), axis=-2)
+
+
+def masked(layer):
+    """Copy a layer of Keras'; dropout takes its masks as data."""
+    usual = type(layer) is K.layers.Dropout and layer.noise_shape is None
+    return Dropout(layer.rate, name=layer.name) if usual else again(layer)
+
+
+def masks_of(model):
+    """Shape of one patient's mask, behind the axis of patients, and rate of each dropout layer."""
+    dropouts = [layer for layer in model.layers if isinstance(layer, Dropout)]
+    return [(layer.shape[layer.shape.index(None) + 1 :], float(layer.rate)) for layer in dropouts]
 
 
 def hand_out(model, loss, step):
@@ -128,14 +138,14 @@ class Bank(K.Model):
         return traced(*data)
 
     def train_step(self, data):
-        """Go through all steps; those beyond `count` only fill the data up to one length."""
-        table, steps, count = data
+        """Go through all steps."""
+        table, steps = data
 
         def one(i):
             self.step(table, tf.nest.map_structure(lambda values: values[i], steps))
             return (i + 1,)
 
-        tf.while_loop(lambda i: i < count, one, (tf.constant(0),))
+        tf.while_loop(lambda i: i < len(steps["epoch"]), one, (tf.constant(0),))
         return {}
 
     def begin(self, starts):
@@ -186,8 +196,7 @@ class PrivateBank(Bank):
     its norm is a product of norms (Goodfellow, arXiv:1510.01799), and clipping is a weight on the errors: one pass.
     """
 
-    clip_norm = divisor = None
-    same_mask = True  # False plants a fault: norms are taken without dropout, as TF-Privacy's fast clipping does
+    plan = None  # clip norm, divisor, and whether norms are taken with the same masks (`genlib.privacy.Mechanism`)
 
     def errors(self, x, step, training=True):
         """What came in at each dense layer, and the errors at what went out, of every patient."""
@@ -210,9 +219,9 @@ class PrivateBank(Bank):
     def clipped(self, x, step):
         """Sums over patients in the variables' order, and the norms; one that is not finite leaves its patient out."""
         given, errors = self.errors(x, step)
-        norms = self.norms(given, errors) if self.same_mask else self.norms(*self.errors(x, step, training=False))
+        norms = self.norms(given, errors) if self.plan.same_mask else self.norms(*self.errors(x, step, training=False))
         finite = tf.math.is_finite(norms)
-        factor = tf.where(finite, tf.minimum(self.clip_norm / tf.maximum(norms, 1e-30), 1.0), tf.zeros_like(norms))
+        factor = tf.where(finite, tf.minimum(self.plan.clip_norm / tf.maximum(norms, 1e-30), 1.0), tf.zeros_like(norms))
         sums = []
         for layer, came, error in zip(self.trained, given, errors, strict=True):
             error = tf.where(finite[..., None], factor[..., None] * error, tf.zeros_like(error))
@@ -228,7 +237,7 @@ class PrivateBank(Bank):
         with tf.GradientTape() as tape:
             decay = tf.add_n(self.losses) if self.losses else tf.zeros((), sums[0].dtype)
         slopes = tape.gradient(decay, self.own, unconnected_gradients="zero")
-        grads = [(s + z) / self.divisor + d for s, z, d in zip(sums, step["noise"], slopes, strict=True)]
+        grads = [(s + z) / self.plan.divisor + d for s, z, d in zip(sums, step["noise"], slopes, strict=True)]
         self.optimizer.ema_momentum = step["averaged"]
         self.optimizer.apply_gradients(zip(grads, self.own, strict=True))
 
@@ -238,9 +247,7 @@ def stack(model, models, width, in_span=False, kind=Bank):
     first = next(layer for layer in model.layers if layer.weights)
 
     def clone(layer):
-        if type(layer) is K.layers.Dense:
-            return Dense(layer, in_span and layer is first)
-        return Dropout(layer.rate, name=layer.name) if type(layer) is K.layers.Dropout else again(layer)
+        return Dense(layer, in_span and layer is first) if type(layer) is K.layers.Dense else masked(layer)
 
     given = K.Input((None, width), batch_size=models)
     stacked = K.models.clone_model(K.Model(model.inputs, model.outputs), input_tensors=[given], clone_function=clone)

@@ -5,9 +5,9 @@ trained stands in the profiles; `recipe` reads it.
 """
 
 import dataclasses
-import importlib.util
 import inspect
 import pathlib
+import runpy
 
 import tensorflow as tf
 
@@ -98,26 +98,14 @@ def rates(optimizer, kernel, step, by_row=False):
 
 
 def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
-    """Compile a network of this module.
+    """Compile a network with one of two optimizers by name, or any of Keras' own; a `Sparse` constraint follows it.
 
     Parameters
     ----------
-    model : tf.keras.Model
-        Features to logits.
-    optimizer : {"sgd", "adam"}
+    optimizer : {"sgd", "adam"} or tf.keras.optimizers.Optimizer
     learning_rate, momentum : float
     loss : tf.keras.losses.Loss, optional
         By default cross-entropy on logits.
-
-    Returns
-    -------
-    tf.keras.Model
-        The same, compiled; a `Sparse` constraint follows its optimizer.
-
-    Raises
-    ------
-    ValueError
-        When the optimizer is not known; any other goes into Keras' own `compile`.
     """
     known = {"sgd": K.optimizers.SGD(learning_rate, momentum), "adam": K.optimizers.Adam(learning_rate)}
     chosen = known.get(optimizer, optimizer)
@@ -128,22 +116,7 @@ def finish(model, optimizer="sgd", learning_rate=0.02, momentum=0.0, loss=None):
 
 
 def softmax(n_features, n_classes, l1=0.0, kernel_regularizer=None, ramp=50.0, **compiled):
-    """Softmax regression, with the lasso where `l1` is above 0.
-
-    Parameters
-    ----------
-    n_features, n_classes : int
-    l1 : float
-    kernel_regularizer : tf.keras.regularizers.Regularizer, optional
-    ramp : float
-        Steps in which the lasso grows to its strength; see `Sparse`.
-    **compiled
-        See `finish`.
-
-    Returns
-    -------
-    tf.keras.Model
-        Compiled; (n, n_features) to logits (n, n_classes).
+    """Softmax regression, with the lasso where `l1` is above 0; `ramp` as in `Sparse`, `compiled` as in `finish`.
 
     Examples
     --------
@@ -165,18 +138,11 @@ def mlp(n_features, n_classes, hidden=(256,), dropout=0.0, group=0.0, kernel_reg
         Units of each hidden layer.
     dropout : float
         Share of the units of a hidden layer that is dropped.
-    group : float
-        Group lasso of the genes.
+    group, ramp : float
+        Group lasso of the genes, and the steps in which it grows to its strength; see `Sparse`.
     kernel_regularizer : tf.keras.regularizers.Regularizer, optional
-    ramp : float
-        Steps in which the group lasso grows to its strength; see `Sparse`.
     **compiled
         See `finish`.
-
-    Returns
-    -------
-    tf.keras.Model
-        Compiled; (n, n_features) to logits (n, n_classes).
 
     Examples
     --------
@@ -193,15 +159,7 @@ def deeptype(
 ):
     """DeepType's sigmoid network, whose first layer gives up genes; its K-means rounds are an option of `bank.train`.
 
-    Parameters
-    ----------
-    n_features, n_classes, hidden, dropout, group, kernel_regularizer, ramp, **compiled
-        As `mlp`.
-
-    Returns
-    -------
-    tf.keras.Model
-        Compiled; (n, n_features) to logits (n, n_classes).
+    Options are those of `mlp`.
 
     References
     ----------
@@ -220,17 +178,7 @@ def deeptype(
 
 
 def cnn(n_features, n_classes, hidden=(128,), dropout=0.0, kernel_regularizer=None, **compiled):
-    """Convolution over neighboring genes, whose kernels move by their own width, before ReLU layers.
-
-    Parameters
-    ----------
-    n_features, n_classes, hidden, dropout, kernel_regularizer, **compiled
-        As `mlp`.
-
-    Returns
-    -------
-    tf.keras.Model
-        Compiled; (n, n_features) to logits (n, n_classes).
+    """Convolution over neighboring genes, whose kernels move by their own width, before the layers of an `mlp`.
 
     References
     ----------
@@ -285,16 +233,8 @@ class Recipe:
         return [*(name for name in own if name != "compiled"), *COMPILED]
 
     def build(self, n_features, n_classes, **changes):
-        """Build the network, with some of its options changed; see `takes`.
-
-        Raises
-        ------
-        ValueError
-            When a function of one's own returns anything but a compiled Keras model.
-        """
+        """Build the network, with some of its options changed; see `takes`; a function of one's own must compile it."""
         asked = {**self.options, **changes}
-        if self.function in NETWORKS.values():
-            return self.function(n_features, n_classes, **asked)
         again = {name: asked.pop(name) for name in COMPILED if name in asked}
         model = self.function(n_features, n_classes, **asked)
         found = f"{self.name}({n_features}, {n_classes}) returned {type(model).__name__} that is not compiled"
@@ -317,15 +257,6 @@ def recipe(network="mlp", profile="quick", options=None):
         Name of a file beside the notebooks, as ``"quick"``.
     options : dict, optional
         What to change, of the model or of its training, as ``{"learning_rate": 0.05, "epochs": 50}``.
-
-    Returns
-    -------
-    Recipe
-
-    Raises
-    ------
-    ValueError
-        When a network or an option is not known, or the file holds no such function; names what is.
 
     Examples
     --------
@@ -355,13 +286,10 @@ def _function(written):
     way_out = "write FILE.py:FUNCTION, as my_models.py:build"
     refuse(not name or not path, f"network '{written}' names no function; {way_out}")
     refuse(not pathlib.Path(path).is_file(), f"network '{written}': there is no file {path}; {way_out}")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    there = [word for word, value in vars(module).items() if inspect.isfunction(value)]
+    there = {word: value for word, value in runpy.run_path(path).items() if inspect.isfunction(value)}
     here = ", ".join(there) or "none"
     refuse(name not in there, f"network '{written}': {path} has no function '{name}'; it has {here}")
-    return getattr(module, name)
+    return there[name]
 
 
 def _dense(front, n_classes, hidden, activation, starts, dropout, sparse, kernel_regularizer):

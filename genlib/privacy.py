@@ -20,9 +20,9 @@ from genlib import bank, layers
 from genlib.networks import refuse
 
 K = tf.keras
-NEIGHBORS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-# Privacy losses are rounded up to this grid: coarser than the library's own, ten times faster, and never optimistic.
-LOSS_GRID = 1e-3
+# Privacy losses are rounded up to a grid: coarser than the library's own, ten times faster, and never optimistic.
+GRID = {"value_discretization_interval": 1e-3}
+ACCOUNTANT = functools.partial(pld.PLDAccountant, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, **GRID)
 STATEMENT = pathlib.Path(__file__).parent / "data" / "privacy_statement.txt"
 
 
@@ -95,15 +95,8 @@ class Privacy:
     noisy_mean : bool
         Spend one release, like one step, on the mean of the members' features, to center them.
 
-    Raises
-    ------
-    ValueError
-        Naming the value, the limit and the way out.
-
     Examples
     --------
-    >>> Privacy(epsilon=3.0)
-    Privacy(epsilon=3.0, delta=1e-05, clip_norm=1.0, noisy_mean=False)
     >>> Privacy(epsilon=0)
     Traceback (most recent call last):
     ValueError: epsilon=0: must be a finite number above 0; ...
@@ -123,7 +116,9 @@ class Privacy:
         )
 
     def mechanism(self, n, epochs, batch_size=None, fault=None):
-        """Noise, sampling rate and steps that keep this guarantee.
+        """Noise, sampling rate and steps that keep this guarantee: a `Mechanism`.
+
+        Its noise multiplier is the smallest whose epsilon is at most this one's, to three parts in a thousand.
 
         Parameters
         ----------
@@ -131,19 +126,9 @@ class Privacy:
             Nominal number of members; delta must be below 1/n.
         epochs : int
         batch_size : int, optional
-            Expected size of a Poisson batch; by default full batches.
+            Expected size of a Poisson batch; by default full batches, which a noisy mean needs.
         fault : str, optional
             Name in `FAULTS`.
-
-        Returns
-        -------
-        Mechanism
-            With the smallest noise multiplier whose epsilon is at most this one's, to three parts in a thousand.
-
-        Raises
-        ------
-        ValueError
-            When delta is not below 1/n, batches are larger than n or come with a noisy mean, or the fault is not known.
 
         Examples
         --------
@@ -183,20 +168,7 @@ class Center:
     radius: float
 
     def offset(self, members, plan, rng):
-        """Spend one release on the members' mean, and say what to subtract from all features.
-
-        Parameters
-        ----------
-        members : numpy.ndarray
-            (m, d) features of the members.
-        plan : Mechanism
-            Its `mean_noise` and nominal number of members.
-        rng : numpy.random.Generator
-
-        Returns
-        -------
-        numpy.ndarray
-            (d,)
+        """Spend one release on the mean of the members' (m, d) features, and say what to subtract from all: (d,).
 
         Examples
         --------
@@ -227,15 +199,6 @@ def accountant_epsilon(noise_multiplier, steps, delta, rate=1.0):
     rate : float
         Chance with which each patient is in a step's batch (Poisson sampling); 1 for full batches.
 
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        When the noise multiplier or the number of steps is not above 0, or the rate not in (0, 1].
-
     References
     ----------
     Koskela, Jälkö, Honkela: "Computing tight differential privacy guarantees using FFT", AISTATS 2020; the code is
@@ -251,11 +214,7 @@ def accountant_epsilon(noise_multiplier, steps, delta, rate=1.0):
     found = f"noise_multiplier={noise_multiplier}, steps={steps}, rate={rate}"
     wrong = noise_multiplier <= 0 or steps < 1 or not 0 < rate <= 1
     refuse(wrong, f"{found}: the first two must be above 0, the rate above 0 and at most 1")
-    return _accountant().compose(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
-
-
-def _accountant():
-    return pld.PLDAccountant(NEIGHBORS, value_discretization_interval=LOSS_GRID)
+    return ACCOUNTANT().compose(_event(noise_multiplier, steps, rate)).get_epsilon(delta)
 
 
 def _event(noise_multiplier, steps, rate):
@@ -266,29 +225,15 @@ def _event(noise_multiplier, steps, rate):
 
 @functools.lru_cache(maxsize=256)
 def _calibrated(epsilon, delta, steps, rate):
-    def event(sigma):
-        return _event(sigma, steps, rate)
-
-    return dp_accounting.calibrate_dp_mechanism(_accountant, event, epsilon, delta, tol=1e-3)
+    event = functools.partial(_event, steps=steps, rate=rate)
+    return dp_accounting.calibrate_dp_mechanism(ACCOUNTANT, event, epsilon, delta, tol=1e-3)
 
 
 def trade_off(fpr, noise_multiplier, steps):
     """Largest true positive rate that any membership attack can have against full-batch DP-SGD with this noise.
 
-    It uses the training's own noise, not only one (epsilon, delta) of it: the whole training is one Gaussian mechanism,
-    and the curve is exact. With Poisson batches, which only hide more, it holds too.
-
-    Parameters
-    ----------
-    fpr : float or numpy.ndarray
-        False positive rates, in [0, 1].
-    noise_multiplier, steps
-        As in `accountant_epsilon`.
-
-    Returns
-    -------
-    numpy.ndarray
-        True positive rates of the same shape, Phi(Phi^-1(fpr) + sqrt(steps) / noise_multiplier).
+    It is Phi(Phi^-1(fpr) + sqrt(steps) / noise_multiplier), and exact: all steps together are one Gaussian mechanism.
+    With Poisson batches, which only hide more, it holds too. `fpr`, in [0, 1], may be an array.
 
     References
     ----------
@@ -319,16 +264,7 @@ def calibrate(tpr, fpr=0.01, delta=1e-5, **options):
         Tolerated share of members found, where this share of non-members is accused; 0 < fpr < tpr < 1.
     delta : float
     **options
-        Of `Privacy`, as ``clip_norm``.
-
-    Returns
-    -------
-    Privacy
-
-    Raises
-    ------
-    ValueError
-        When the rates are not in that order: guessing finds as many members as it accuses others.
+        Of `Privacy`, which is returned, as ``clip_norm``.
 
     References
     ----------
@@ -352,17 +288,12 @@ def statement(privacy, plan, panel=None, released=False):
     Parameters
     ----------
     privacy : Privacy or None
-        None for training without.
     plan : Mechanism or None
         From `privacy.mechanism`.
     panel : str, optional
         Name of the published gene panel that was used.
     released : bool
         True for a model from `release`; else a study run, whose noise follows from its seed.
-
-    Returns
-    -------
-    str
 
     Examples
     --------
@@ -385,7 +316,7 @@ def statement(privacy, plan, panel=None, released=False):
 
 
 def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
-    """Train one private model on all patients, with noise that nobody can repeat, and return it for release.
+    """Train one private model on all patients, with noise that nobody can repeat, and return it with its statement.
 
     Start, batches, masks and noise come from the operating system's entropy; no seed is written and nothing is kept on
     disk. Where the model was trained in its patients' span, its weights get the noise that training on features would
@@ -393,31 +324,13 @@ def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
 
     Parameters
     ----------
-    model : tf.keras.Model
-        Compiled, with SGD; the blueprint.
-    x : numpy.ndarray
-        (patients, d) float32.
-    labels : numpy.ndarray
-        (patients,) int, classes from 0 to k - 1.
+    model, x, labels, epochs, batch_size
+        As in `genlib.bank.train`; all patients train.
     privacy : Privacy
     n : int
         Nominal number of patients: a public, round figure rather than the exact count.
-    epochs, batch_size
-        As in `genlib.bank.train`.
     **options
         ``start``, ``center``, ``class_weight`` and ``average`` of `genlib.bank.train`.
-
-    Returns
-    -------
-    model : tf.keras.Model
-        On genes, a plain Keras model.
-    words : str
-        The guarantee, from `statement`.
-
-    Raises
-    ------
-    ValueError
-        When privacy is None, or as `genlib.bank.train`.
 
     Examples
     --------
@@ -434,25 +347,16 @@ def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
 
 
 def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
-    """Norms of the gradients that the bank's DP-SGD really applies, one patient at a time, each with masks of its own.
+    """Norms (n,) of the gradients that the bank's DP-SGD really applies, a patient at a time, each with own masks.
 
     Parameters
     ----------
     model : tf.keras.Model
         Compiled, of dense layers; the gradients are taken at its weights.
-    x : numpy.ndarray
-        (n, d)
-    labels : numpy.ndarray
-        (n,) int.
-    clip_norm : float
-    seed : int
+    x, labels
+        (n, d), (n,) int.
     same_mask : bool
-        False takes the norms without dropout (a planted fault).
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,); at most the clip norm, but for rounding, unless a fault was planted.
+        False takes the norms without dropout: a planted fault, which lets longer gradients through.
 
     Examples
     --------
@@ -462,18 +366,16 @@ def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
     >>> applied_norms(model, np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
     array([0.1], dtype=float32)
     """
-    stacked = layers.stack(model, 1, x.shape[1], kind=layers.PrivateBank)
+    # As many models as patients, each with one patient.
+    stacked = layers.stack(model, len(x), x.shape[1], kind=layers.PrivateBank)
     stacked.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
-    stacked.begin([model.get_weights()])
-    stacked.clip_norm, stacked.same_mask = float(clip_norm), same_mask
-    rng, found = np.random.default_rng(seed), []
-    dropouts = [layer for layer in stacked.layers if isinstance(layer, layers.Dropout)]
-    for row, label in zip(x, labels, strict=True):
-        for layer in dropouts:
-            layer.mask = tf.constant(rng.random((1, 1, *layer.shape[2:])) >= layer.rate)
-        step = {"targets": tf.constant([[int(label)]]), "weights": tf.ones((1, 1), x.dtype)}
-        found.append(tf.linalg.global_norm(stacked.clipped(tf.constant(row[None, None]), step)[0]).numpy())
-    return np.array(found)
+    stacked.begin([model.get_weights()] * len(x))
+    stacked.plan, rng = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0, same_mask=same_mask), np.random.default_rng(seed)
+    masks = [tf.constant(rng.random((len(x), 1, *shape)) >= rate) for shape, rate in layers.masks_of(stacked)]
+    layers.hand_out(stacked, stacked.loss, {"masks": masks})
+    step = {"targets": tf.constant(labels[:, None]), "weights": tf.ones((len(x), 1), x.dtype)}
+    sums, _ = stacked.clipped(tf.constant(x[:, None]), step)
+    return np.linalg.norm(np.concatenate([tf.reshape(part, (len(x), -1)) for part in sums], axis=1), axis=1)
 
 
 # TF-Privacy's own DP-SGD. Only full batches: its `fit` shuffles, where accounting for smaller ones assumes Poisson.
@@ -485,19 +387,10 @@ CLIPPED_ACTIVATIONS = tuple(getattr(K.activations, name) for name in ("linear", 
 
 
 def refuse_unclipped(model):
-    """Refuse a model for which TF-Privacy's fast clipping would not clip every patient's gradient.
+    """Refuse, by name, a layer for which TF-Privacy's fast clipping would not clip every patient's gradient.
 
     Its norms are taken in another forward pass than its gradients, so a layer that draws random numbers makes the two
     differ; a layer used twice has a gradient that is longer than its two parts; batch statistics mix patients.
-
-    Parameters
-    ----------
-    model : tf.keras.Model
-
-    Raises
-    ------
-    ValueError
-        Naming the layer and the way out.
 
     Examples
     --------
@@ -521,30 +414,10 @@ def refuse_unclipped(model):
 
 
 def tf_privacy_model(model, plan, seed, checked=True):
-    """The same network as TF-Privacy's `DPModel`, compiled to train by `fit` on full batches of the members.
+    """The same network as TF-Privacy's `DPModel`; its `fit` on full batches, a step an epoch, is what is accounted for.
 
-    Parameters
-    ----------
-    model : tf.keras.Model
-        Compiled with SGD; the blueprint.
-    plan : Mechanism
-        Full batches.
-    seed : int
-        Of the start, and of the noise: this is a study run, not for release.
-    checked : bool
-        False skips `refuse_unclipped`, to show what happens.
-
-    Returns
-    -------
-    tensorflow_privacy.DPModel
-        Its `fit(x, labels, batch_size=len(x), epochs=plan.steps)` is what the accountant accounts for. The clipped
-        gradients are summed, given noise and divided by the nominal number of members.
-
-    Raises
-    ------
-    ValueError
-        For Poisson batches, another optimizer than SGD, a loss other than cross-entropy on classes, as
-        `refuse_unclipped`, and when TF-Privacy does not take the path that was asked for.
+    The clipped gradients are summed, given noise and divided by the nominal number of members. Start and noise follow
+    from the seed: this is a study run, not for release. Whatever would train otherwise is refused.
     """
     optimizer, loss = model.optimizer, model.loss
     shuffled = "TF-Privacy's fit shuffles where the accountant assumes Poisson sampling"
@@ -566,7 +439,7 @@ def tf_privacy_model(model, plan, seed, checked=True):
 
 
 def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
-    """Train one model for each row of `members` by TF-Privacy's own DP-SGD, full batches, and return what they say.
+    """Train one model for each row of `members` by TF-Privacy's own DP-SGD, full batches: logits (M, n, k) float32.
 
     Two threads share the models, each with one `DPModel` that every model of its own starts anew: a new one would be
     traced again. Its noise goes on where that of its former model ended, so a model depends on those before it.
@@ -574,22 +447,12 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     Parameters
     ----------
     model, x, labels, members, seed
-        As in `genlib.bank.train`.
+        As in `genlib.bank.train`; what `refuse_unclipped` refuses is not trained.
     privacy : Privacy
     n : int
         Nominal number of members.
     epochs : int
         Each is one step.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float32 logits.
-
-    Raises
-    ------
-    ValueError
-        As `tf_privacy_model`.
 
     Examples
     --------
@@ -627,19 +490,9 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
 
 
 def tf_privacy_norms(model, x, labels, clip_norm, seed):
-    """Norms of the gradients that TF-Privacy's fast clipping really applies, one patient at a time, without noise.
+    """Norms (n,) of the gradients that TF-Privacy's fast clipping really applies, as in `applied_norms`, without noise.
 
     For a model with dropout, which `refuse_unclipped` refuses, they are not bounded by the clip norm.
-
-    Parameters
-    ----------
-    model, x, labels, clip_norm, seed
-        As in `applied_norms`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,)
     """
     plan, weights, norms = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0), model.get_weights(), []
     plain = bank.clone(model, seed)

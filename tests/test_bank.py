@@ -40,7 +40,7 @@ def double():
 
 def reference(job, m):
     """Model m by Keras' own `train_on_batch` on features, fed the same start, batches, masks and targets."""
-    model, loss = bank.clone(job.model, 0, bank._with_masks), job.model.loss
+    model, loss = bank.clone(job.model, 0, layers.masked), job.model.loss
     sparse, soft = "Sparse" in type(loss).__name__, bool(job.mixup) or job.targets is not None
     if sparse and soft:
         loss, sparse = K.losses.CategoricalCrossentropy(from_logits=True), False
@@ -78,10 +78,11 @@ def dropouts(model):
 
 def masks_as_variables(model):
     """Shapes and rates of the masks, which become variables: a traced step takes them as they are set."""
-    for layer in dropouts(model):
-        mask = tf.Variable(np.ones((1, *layer.shape[1:]), bool), shape=(None, *layer.shape[1:]))
+    found = layers.masks_of(model)
+    for layer, (shape, _) in zip(dropouts(model), found, strict=True):
+        mask = tf.Variable(np.ones((1, *shape), bool), shape=(None, *shape))
         object.__setattr__(layer, "mask", mask)  # not one of the layer's weights
-    return [(layer.shape[1:], float(layer.rate)) for layer in dropouts(model)]
+    return found
 
 
 def set_masks(model, masks, t, count):

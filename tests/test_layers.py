@@ -7,6 +7,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from genlib import bank, layers
+from genlib.privacy import Mechanism
 
 K = tf.keras
 L = K.layers
@@ -119,10 +120,8 @@ def private(model, start, clip_norm, masks=(), same_mask=True):
     loss = K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
     stacked.compile(K.optimizers.SGD(1.0), loss)
     stacked.begin([start])
-    stacked.clip_norm, stacked.same_mask = clip_norm, same_mask
-    dropouts = [layer for layer in stacked.layers if isinstance(layer, layers.Dropout)]
-    for layer, mask in zip(dropouts, masks, strict=True):
-        layer.mask = tf.constant(mask[None])
+    stacked.plan = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0, same_mask=same_mask)
+    layers.hand_out(stacked, stacked.loss, {"masks": [tf.constant(mask[None]) for mask in masks]})
     return stacked
 
 
@@ -134,7 +133,7 @@ def sums_of(stacked, x, y, weights):
 
 def naive_sums(model, x, y, weights, clip_norm, masks):
     """One tape a patient, on Keras' own layers."""
-    plain = bank.clone(model, 0, bank._with_masks)
+    plain = bank.clone(model, 0, layers.masked)
     plain.set_weights(model.get_weights())
     dropouts = [layer for layer in plain.layers if isinstance(layer, layers.Dropout)]
     total = 0.0

@@ -73,8 +73,7 @@ def textbook(x, labels, model, plan, start, job, m):
 
 
 @pytest.mark.parametrize("rate, nesterov", [(1.0, False), (0.3, True), (0.02, False)])
-def test_a_run_on_features_is_the_textbook_step_by_step_and_number_by_number(rate, nesterov, double, monkeypatch):
-    monkeypatch.setattr(bank, "NOISE", 2 * 7 * 63)  # noise comes a part at a time, the last one shorter
+def test_a_run_on_features_is_the_textbook_step_by_step_and_number_by_number(rate, nesterov, double):
     x, labels = X[:, :20], LABELS
     members = np.stack([np.arange(N) < 17, np.arange(N) >= 10])
     # Keras takes a momentum in single precision, whatever the numbers: one that is exact there.
