@@ -4,7 +4,6 @@ A score of NaN says "not judged": the patient is in no model's evaluation, or ou
 never sees a model, and here it never chooses whom it judges by the target's membership.
 """
 
-import collections
 import contextlib
 import functools
 import warnings
@@ -20,7 +19,6 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_s
     AttackType,
     SlicingSpec,
 )
-from tqdm.auto import tqdm
 
 from genlib import membership, metrics
 
@@ -37,16 +35,7 @@ TF_PRIVACY_ATTACKS = {
 FEWEST_TO_TRAIN = 6
 
 
-def tf_privacy(
-    logits,
-    labels,
-    members,
-    attacks=tuple(TF_PRIVACY_ATTACKS),
-    slices=("all",),
-    seed=0,
-    evaluated=None,
-    progress=False,
-):
+def tf_privacy(logits, labels, members, attacks=tuple(TF_PRIVACY_ATTACKS), slices=("all",), seed=0):
     """Run TF-Privacy's membership attacks against every model, on the whole set or on slices of it.
 
     Threat model: the attacker sees the target's logits for patients with known class. For the trained attackers (the
@@ -67,10 +56,6 @@ def tf_privacy(
         Out of ``"all"``, ``"class"`` (one slice a class), ``"correct"`` and ``"wrong"`` (by the target's prediction).
     seed : int
         The trained attackers draw from it.
-    evaluated : numpy.ndarray, optional
-        (n,) bool, patients to judge; leave reserved patients out here.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -100,11 +85,12 @@ def tf_privacy(
     logits, labels, members = check(logits, labels, members)
     _refuse_unknown("attack", attacks, TF_PRIVACY_ATTACKS)
     _refuse_unknown("slice", slices, ("all", "class", "correct", "wrong"))
-    judged = np.ones(len(labels), bool) if evaluated is None else np.asarray(evaluated)
     scores = {}
-    with _quiet():
-        for m in tqdm(range(len(members)), desc="TF-Privacy attacks", unit="target", disable=not progress):
-            masks = _slice_masks(logits[m], labels, judged, slices)
+    with warnings.catch_warnings():
+        # TF-Privacy's own precision and epsilon bound divide by zero on every call: those two are known.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=".*tensorflow_privacy")
+        for m in range(len(members)):
+            masks = _slice_masks(logits[m].argmax(axis=1) == labels, labels, slices)
             for number, (slice_name, mask) in enumerate(masks.items()):
                 for attack in attacks:
                     place = scores.setdefault((attack, slice_name), np.full(members.shape, np.nan))
@@ -192,7 +178,7 @@ def lira(logits, labels, members, variant="online", variance="pooled", shadows=N
     """
     logits, labels, members = check(logits, labels, members)
     if shadows is not None:
-        answers, _, known = _of_shadows(logits, labels, shadows)
+        answers, known = _of_shadows(logits, labels, shadows)
         shadows = signal(answers, labels), known
     return likelihood_ratio(signal(logits, labels), members, variant, variance, shadows)
 
@@ -355,7 +341,7 @@ def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
     log_p = _log_likelihood(logits, labels)
     known, known_members = np.exp(log_p), members
     if shadows is not None:
-        answers, _, known_members = _of_shadows(logits, labels, shadows)
+        answers, known_members = _of_shadows(logits, labels, shadows)
         known = np.exp(_log_likelihood(answers, labels))
     counts, outside = _mean(known, ~known_members, len(log_p), shadows is None)
     counts_in, inside = _mean(known, known_members, len(log_p), shadows is None)
@@ -390,27 +376,18 @@ def _share_below(log_ratio, gamma):
 
 def _offline_constants(p, members, n_targets, leave_out, gamma):
     """For every target the constant a that serves best when one of its shadow models plays the target."""
-    grid = np.linspace(0, 1, 11)
-    best = []
+    grid, best = np.linspace(0, 1, 11), []
     for target in range(n_targets):
-        excluded = {target, target ^ 1} if leave_out else set()
-        usable = [s for s in range(len(p)) if s not in excluded]
-        player = usable[0]
-        rest = [s for s in usable if s not in (player, player ^ 1)]
-        outside_members = ~members[rest]
+        usable = np.setdiff1d(np.arange(len(p)), [target, target ^ 1] if leave_out else [])
+        player, rest = usable[0], usable[usable // 2 != usable[0] // 2]
         with np.errstate(invalid="ignore"):
-            outside = (p[rest] * outside_members).sum(axis=0) / outside_members.sum(axis=0)
+            outside = (p[rest] * ~members[rest]).sum(axis=0) / (~members[rest]).sum(axis=0)
         mixed = ((1 + grid[:, None]) * outside + 1 - grid[:, None]) / 2
-        shares = _share_below(_log(p[player]) - _log(mixed), gamma)
-        best.append(grid[int(np.argmax([_auc(share, members[player]) for share in shares]))])
+        shares, judged = _share_below(_log(p[player]) - _log(mixed), gamma), ~np.isnan(outside)
+        known = members[player, judged]
+        both = known.any() and not known.all()
+        best.append(grid[np.argmax([metrics.auc(share[judged], known) for share in shares])] if both else 0.0)
     return np.array(best)
-
-
-def _auc(scores, members):
-    judged = ~np.isnan(scores)
-    if members[judged].all() or not members[judged].any():
-        return 0.5
-    return metrics.auc(scores[judged], members[judged])
 
 
 SIGNALS = ("loss", "confidence", "entropy", "modified entropy")
@@ -886,7 +863,7 @@ def _of_shadows(logits, labels, shadows):
             f"shadows: their models know {answers.shape[2]} classes, the target {logits.shape[2]}; train shadow models "
             "on patients of all of the target's classes"
         )
-    return answers, labels, known
+    return answers, known
 
 
 def _refuse_unknown(kind, given, known):
@@ -895,21 +872,17 @@ def _refuse_unknown(kind, given, known):
         raise ValueError(f"{kind} {unknown} is not known; choose among {', '.join(known)}")
 
 
-def _slice_masks(logits, labels, judged, slices):
-    correct = logits.argmax(axis=1) == labels
-    masks = {
-        "all": {"all": judged},
-        "correct": {"correct": judged & correct},
-        "wrong": {"wrong": judged & ~correct},
-    }
-    masks["class"] = {f"class {k}": judged & (labels == k) for k in np.unique(labels)}
+def _slice_masks(right, labels, slices):
+    masks = {"all": {"all": labels >= 0}, "correct": {"correct": right}, "wrong": {"wrong": ~right}}
+    masks["class"] = {f"class {k}": labels == k for k in np.unique(labels)}
     return {name: mask for slice_name in slices for name, mask in masks[slice_name].items()}
 
 
 def _run_one(attack, logits, labels, members):
+    scores = np.full(len(labels), np.nan)
     fewest = FEWEST_TO_TRAIN if TF_PRIVACY_ATTACKS[attack].is_trained_attack else 1
     if min(members.sum(), (~members).sum()) < fewest:
-        return np.full(len(labels), np.nan)
+        return scores
     data = AttackInputData(
         logits_train=logits[members],
         logits_test=logits[~members],
@@ -917,24 +890,9 @@ def _run_one(attack, logits, labels, members):
         labels_test=labels[~members],
     )
     answer = mia.run_attacks(data, SlicingSpec(entire_dataset=True), [TF_PRIVACY_ATTACKS[attack]])
-    scores = np.full(len(labels), np.nan)
-    if answer.single_attack_results:
-        scores[members] = answer.single_attack_results[0].membership_scores_train
-        scores[~members] = answer.single_attack_results[0].membership_scores_test
+    for one in answer.single_attack_results:
+        scores[members], scores[~members] = one.membership_scores_train, one.membership_scores_test
     return scores
-
-
-@contextlib.contextmanager
-def _quiet():
-    # TF-Privacy's own precision and epsilon bound divide by zero on every call: those two are known and left out.
-    # Its attackers repeat other warnings for every cell of their grids: each is said once, with its count.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    known = [w for w in caught if w.category is RuntimeWarning and "tensorflow_privacy" in w.filename]
-    rest = collections.Counter((w.category, str(w.message).splitlines()[0]) for w in caught if w not in known)
-    for (category, message), count in rest.items():
-        warnings.warn(f"TF-Privacy's attackers, {count} times: {message}", category, stacklevel=4)
 
 
 @contextlib.contextmanager

@@ -723,10 +723,12 @@ def _sidecar(path):
     if not path.exists():
         raise ValueError(f"there is no {path}; write it: {SIDECARS[path.name]}")
     table = pd.DataFrame([line.split("\t") for line in path.read_text().splitlines() if line.strip()])
-    table = table.set_index(0).rename_axis(None)
+    table = table.set_index(0).rename_axis(None).rename(columns={1: "mean", 2: "sd"})
+    scale = table[["mean", "sd"]].apply(pd.to_numeric, errors="coerce") if table.shape[1] > 1 else None
     if table.index.duplicated().any() or table.isna().any(axis=None):
         raise ValueError(f"{path}: a name stands twice, or lines differ in length; mend it: {SIDECARS[path.name]}")
-    scale = table.iloc[:, :2].set_axis(["mean", "sd"], axis=1).astype(float) if table.shape[1] > 1 else None
+    if scale is not None and not (np.isfinite(scale).all(axis=None) and (scale["sd"] > 0).all()):
+        raise ValueError(f"{path}: a mean or sd is no number, or an sd is not above 0; mend it: {SIDECARS[path.name]}")
     return list(table.index), scale
 
 
@@ -763,7 +765,11 @@ def match(released, cohort, kind):
             "the cohort, in the order of the model's outputs, or leave patients out by --drop-classes"
         )
     place = np.array([released.classes.index(name) for name in cohort.classes])
-    return features.transform(cohort, kind, released.genes, released.scale), place[cohort.labels]
+    x = features.transform(cohort, kind, released.genes)
+    if released.scale is not None:
+        mean, sd = released.scale.to_numpy(np.float32).T
+        x = (x - mean) / sd
+    return x, place[cohort.labels]
 
 
 def read_members(path, cohort):
