@@ -462,19 +462,16 @@ def _signal_values(logits, labels, name):
     return np.where(true, (1 - p) * logs, p * log_rest).sum(axis=2)
 
 
-def label_only(logits, labels, members, calibrated=True):
+def label_only(logits, labels, members):
     """Judge by the predicted class alone: a model is more often right about patients that it has learned.
 
-    Threat model: the attacker sees only the class that the model names; if calibrated, it also has shadow models of
-    which
-    it sees the same.
+    Threat model: the attacker sees only the class that the model names, and that of shadow models: how often those
+    that do not know the patient are right is taken off.
 
     Parameters
     ----------
     logits, labels, members
         As in `lira`; of the logits only the largest of each row is looked at.
-    calibrated : bool
-        Take off how often shadow models that do not know the patient are right about it.
 
     Returns
     -------
@@ -487,13 +484,12 @@ def label_only(logits, labels, members, calibrated=True):
 
     Examples
     --------
-    >>> label_only(np.array([[[0.0, 2.0], [1.0, 0.0]]]), np.array([1, 1]), np.array([[True, False]]), calibrated=False)
-    array([[1., 0.]])
+    >>> members = np.array([[True], [False], [False], [False]])
+    >>> label_only(np.array([[[0.0, 2.0]], [[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]), np.array([1]), members)[:1]
+    array([[1.]])
     """
     logits, labels, members = check(logits, labels, members)
     right = (logits.argmax(axis=2) == labels).astype(float)
-    if not calibrated:
-        return right
     return right - _mean(right, ~members, len(right), True)[1]
 
 

@@ -194,19 +194,17 @@ def power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors=(1
             f"n_models={n_models}, n_canaries={n_canaries}, n_guesses={n_guesses} of n_one_run={n_one_run}: give at "
             "least 8 models and 1 canary, and from 2 guesses to one a canary"
         )
-    rng, rows = np.random.default_rng([seed, 27]), []
+    rng, rows, allowed = np.random.default_rng([seed, 27]), [], _distance(promise, delta)
+    counts = [(n_one_run, n_guesses, n_correct) for n_correct in range(n_guesses + 1)]
+    refuted = np.array([_p_value(*count, promise, delta) <= 1 - CONFIDENCE for count in counts])
+    gaussian = np.array([_refutes(allowed, *count, 1 - CONFIDENCE) for count in counts])
     for factor in factors:
-        distance = factor * _distance(promise, delta)
+        distance = factor * allowed
         missed = 1 - _one_canary_shows(rng, distance, promise, delta, n_models // 4, _tail(n_canaries, CONFIDENCE))
         included = rng.random((TRIALS, n_one_run)) < 0.5
         n_correct = _correct_guesses(rng.normal(size=included.shape) + distance * included, included, n_guesses)
-        values = np.array([_p_value(n_one_run, n_guesses, v, promise, delta) for v in range(n_guesses + 1)])
-        exposed = {"one_run": np.mean(values[n_correct] <= 1 - CONFIDENCE)}
-        refuted = [
-            _refutes(_distance(promise, delta), n_one_run, n_guesses, v, 1 - CONFIDENCE) for v in range(n_guesses + 1)
-        ]
-        exposed["one_run_gaussian"] = np.mean(np.array(refuted)[n_correct])
-        rows.append({"factor": factor, "many_runs": 1 - missed**n_canaries, **exposed})
+        row = {"factor": factor, "many_runs": 1 - missed**n_canaries, "one_run": refuted[n_correct].mean()}
+        rows.append(row | {"one_run_gaussian": gaussian[n_correct].mean()})
     return pd.DataFrame(rows)
 
 
@@ -651,39 +649,31 @@ def read_model(path):
 
 def _configuration(path):
     """Layers, how the model was compiled, and the version of Keras: text of the file."""
-    try:
+    with contextlib.suppress(KeyError, ValueError):  # weights alone, or an archive of something else
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
+                config, about = (json.loads(archive.read(name)) for name in ("config.json", "metadata.json"))
                 archive.getinfo("model.weights.h5")
-                return (
-                    config,
-                    config.pop("compile_config", None),
-                    json.loads(archive.read("metadata.json"))["keras_version"],
-                )
+                return config, config.pop("compile_config", None), about["keras_version"]
         if h5py.is_hdf5(path):
             with h5py.File(path) as file:
                 compiled = json.loads(file.attrs.get("training_config", "null").replace("Custom>", ""))
                 compiled = compiled and {"loss": compiled["loss"], "optimizer": compiled["optimizer_config"]}
                 return json.loads(file.attrs["model_config"]), compiled, str(file.attrs["keras_version"])
-    except (KeyError, ValueError):
-        pass  # weights alone, or an archive of something else
     raise ValueError(f"{path} is no file of a Keras model; give what {SAVE} leaves")
 
 
 def _memory(path, shape):
     """First array of an optimizer with this shape and both signs: a mean of gradients."""
-    found = []
 
-    def keep(name, one):
+    def mean(name, one):
         if name.startswith("optimizer") and getattr(one, "shape", None) == shape and (one[()] < 0).any():
-            found.append(one[()])
+            return one[()]
 
     with contextlib.ExitStack() as stack:
         zipped = zipfile.is_zipfile(path)
         file = stack.enter_context(zipfile.ZipFile(path)).open("model.weights.h5") if zipped else path
-        stack.enter_context(h5py.File(file)).visititems(keep)
-    return found[0] if found else None
+        return stack.enter_context(h5py.File(file)).visititems(mean)
 
 
 def _refuse_unknown(config, path):

@@ -387,7 +387,7 @@ def bonferroni_low(table, n_statements=None):
     return estimate - wider * (estimate - low)
 
 
-def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE):
+def utility_table(logits, labels, judged, class_names=None):
     """Measure a classifier: accuracy, balanced accuracy, recall per class, Brier score, calibration error.
 
     The intervals are those of another cohort, though all models share this one: a patient counts as one that is judged
@@ -402,13 +402,12 @@ def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE)
     judged : numpy.ndarray
         (M, n) bool: whose predictions count, as ``~members`` for held-out patients.
     class_names : sequence of str, optional
-    level : float
-        Coverage of the intervals, each the exact one of as many patients as its variance speaks of.
 
     Returns
     -------
     pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models. Values pool all models. Brier score: squared
+        Columns group, metric, estimate, low, high (the exact 95 % interval of as many patients as the variance speaks
+        of), n_patients, n_models. Values pool all models. Brier score: squared
         distance of the class probabilities to the true class, 0 to 2. Calibration error: over 10 equal bins of the
         highest probability, the mean gap between it and the share correct.
 
@@ -429,11 +428,11 @@ def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE)
     >>> utility_table(logits, labels, np.ones((2, 40), bool)).set_index("metric").loc["accuracy", "estimate"]
     1.0
     """
-    rows = _utility_rows(logits, labels, judged, class_names, level)
+    rows = _utility_rows(logits, labels, judged, class_names)
     return _table(rows, "parts", len(judged))
 
 
-def _utility_rows(logits, labels, judged, class_names, level):
+def _utility_rows(logits, labels, judged, class_names):
     """Rows of `utility_table`, and in each the part that every answer has in the error of the estimate, (M, n)."""
     logits, labels, judged = np.asarray(logits), np.asarray(labels), np.asarray(judged, bool)
     if logits.shape[:2] != judged.shape or labels.shape != judged.shape[1:] or not judged.any():
@@ -459,9 +458,9 @@ def _utility_rows(logits, labels, judged, class_names, level):
         n, own = len(mine), parts.take(mine, axis=1)
         variance = _nested(own, judged.take(mine, axis=1))
         fewest = min((own > 0).any(axis=0).sum(), (own < 0).any(axis=0).sum())
-        row = _interval(estimate, variance, n, fewest, level)
+        row = _interval(estimate, variance, n, fewest, CONFIDENCE)
         if metric == "calibration error":
-            row["low"] = _interval(max(0.0, estimate - bias), variance, n, fewest, level)["low"]
+            row["low"] = _interval(max(0.0, estimate - bias), variance, n, fewest, CONFIDENCE)["low"]
         if metric == "Brier score":  # of 0 to 2: its half is taken for a rate
             row, parts = {name: 2 * value for name, value in row.items()}, 2 * parts
         rows.append({"group": group, "metric": metric, **row, "n_patients": n, "parts": parts})
@@ -553,7 +552,7 @@ def utility_difference(logits, baseline, labels, judged, class_names=None):
     (-1.0, -0.88)
     """
     judged = np.asarray(judged, bool)
-    both = [_utility_rows(answers, labels, judged, class_names, CONFIDENCE) for answers in (logits, baseline)]
+    both = [_utility_rows(answers, labels, judged, class_names) for answers in (logits, baseline)]
     return _differences(*both, "parts", lambda parts: _nested(parts, judged)).assign(n_models=len(judged))
 
 
@@ -609,7 +608,7 @@ def holm(p_values):
     return adjusted
 
 
-def separation_table(points, labels, judged, level=CONFIDENCE):
+def separation_table(points, labels, judged):
     """Measure how well classes lie apart in what models make of patients.
 
     Parameters
@@ -620,13 +619,12 @@ def separation_table(points, labels, judged, level=CONFIDENCE):
         (n,) int.
     judged : numpy.ndarray
         (M, n) bool: whose points count, as ``~members`` for held-out patients.
-    level : float
-        Coverage of the intervals, over patients, given these models.
 
     Returns
     -------
     pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models; means over models. Silhouette: -1 to 1, 1 is
+        Columns group, metric, estimate, low, high, n_patients, n_models; means over models, with 95 % intervals over
+        patients, given these models. Silhouette: -1 to 1, 1 is
         best, each patient's within its own model. Davies-Bouldin index: 0 is best.
 
     References
@@ -648,19 +646,10 @@ def separation_table(points, labels, judged, level=CONFIDENCE):
     # Patients that are drawn twice would make classes look tighter, so tenths of them are left out instead.
     tenths = [np.arange(len(labels)) % 10 != part for part in range(10)]
     index, *less = (_davies_bouldin(points, labels, judged & kept) for kept in (True, *tenths))
-    found = {"silhouette": (silhouette, _nested(parts, judged)), "Davies-Bouldin index": (index, 9 * np.nanvar(less))}
-    rows = []
-    for metric, (estimate, variance) in found.items():
-        reach = ndtri((1 + level) / 2) * np.sqrt(variance)
-        row = {
-            "group": "all",
-            "metric": metric,
-            "estimate": estimate,
-            "low": estimate - reach,
-            "high": estimate + reach,
-        }
-        rows.append({**row, "n_patients": int(judged.any(axis=0).sum()), "n_models": len(judged)})
-    return pd.DataFrame(rows)
+    reach = ndtri((1 + CONFIDENCE) / 2) * np.sqrt([_nested(parts, judged), 9 * np.nanvar(less)])
+    table = pd.DataFrame({"metric": ["silhouette", "Davies-Bouldin index"], "estimate": [silhouette, index]})
+    table = table.assign(low=table["estimate"] - reach, high=table["estimate"] + reach, group="all")
+    return table.assign(n_patients=int(judged.any(axis=0).sum()), n_models=len(judged))
 
 
 def _davies_bouldin(points, labels, judged):

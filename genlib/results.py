@@ -173,7 +173,7 @@ def record(run_folder, notebook, table, **context):
     if len(wrong):
         row = wrong[KEYS].iloc[0].to_dict()
         raise ValueError(f"results of {notebook}: a row is repeated or has no metric: {row}")
-    _write_csv(pathlib.Path(run_folder) / "parts" / f"{notebook}.csv", table)
+    write_csv(pathlib.Path(run_folder) / "parts" / f"{notebook}.csv", table)
     return table
 
 
@@ -196,7 +196,8 @@ def tidy(table, **context):
     return table.reindex(columns=COLUMNS).fillna(dict.fromkeys(words, "")).astype(kinds | dict.fromkeys(words, str))
 
 
-def _write_csv(path, table):
+def write_csv(path, table):
+    """Write a table without its index, atomically."""
     with atomic_path(path) as part:
         table.to_csv(part, index=False)
 
@@ -230,7 +231,7 @@ def read(path):
 def merge(run_folder):
     """Join the parts of all notebooks into ``results.csv``, the one table of the run, and return it."""
     table = load(run_folder)
-    _write_csv(pathlib.Path(run_folder) / "results.csv", table)
+    write_csv(pathlib.Path(run_folder) / "results.csv", table)
     return table
 
 
@@ -428,13 +429,10 @@ def decisions(table, tolerance=0.03, floor=0.5):
 
 def counted(decided):
     """Count models by their verdict, each recipe once though two notebooks measured it: the worse verdict counts."""
-    once = select(decided, shared="model").drop_duplicates(
-        [name for name in SETTING if name != "notebook"], keep="last"
-    )
-    useless = once["why"].str.startswith("balanced accuracy below")
-    return (
-        once["model"].where(~useless, "useless").value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
-    )
+    recipe = [name for name in SETTING if name != "notebook"]
+    once = select(decided, shared="model").drop_duplicates(recipe, keep="last")
+    verdicts = once["model"].mask(once["why"].str.startswith("balanced accuracy below"), "useless")
+    return verdicts.value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
 
 
 def _judge(risk, row, tolerance, floor):
@@ -539,11 +537,9 @@ def environment():
     """
     words = ("internal_api", "version", "architecture", "num_threads")
     blas = [" ".join(str(one[word]) for word in words if word in one) for one in threadpoolctl.threadpool_info()]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "processor": _processor(),

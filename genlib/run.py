@@ -516,9 +516,8 @@ def judge(options):
     genlib.run.OptionError: --model no.keras: there is no such file
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
-    paths = {
-        name: pathlib.Path(given[name]).resolve() for name in ("model", "members", "name_patients") if name in given
-    }
+    named = given.keys() & {"model", "members", "name_patients"}
+    paths = {name: pathlib.Path(given[name]).resolve() for name in sorted(named)}
     for name in ("model", "members"):
         if not paths[name].exists():
             raise OptionError(f"--{name} {given[name]}: there is no such file")
@@ -567,8 +566,7 @@ def sweep(runs, folder, scheduler=None):
             ended.append({"run": run.name, **{name: run.parameters[name] for name in SEVERAL}, "outcome": outcome})
             print(f"[{len(ended)}/{len(runs)}] {run.name}: {outcome}", flush=True)
     table = pd.DataFrame(ended).sort_values("run", kind="stable")
-    with results.atomic_path(folder / "sweep.csv") as part:
-        table.to_csv(part, index=False)
+    results.write_csv(folder / "sweep.csv", table)
     failed = table[table["outcome"] != "finished"]
     problems = [f"- {row['run']}: {row['outcome']}" for row in failed.to_dict("records")]
     complete = [OUTPUTS / name for name in table["run"].drop(failed.index)]
@@ -594,7 +592,7 @@ def side_by_side(n_runs):
 
 @contextlib.contextmanager
 def connect(scheduler=None, n_runs=1):
-    """Reach a scheduler, or start one, and see that its workers have this very code.
+    """Reach a scheduler, or start one.
 
     Parameters
     ----------
@@ -611,7 +609,7 @@ def connect(scheduler=None, n_runs=1):
     Raises
     ------
     RunError
-        When nobody answers within 30 seconds, or there is no worker; when a worker has another genlib or packages.
+        When nobody answers within 30 seconds, or there is no worker.
     """
     with contextlib.ExitStack() as opened:
         if not scheduler:
@@ -625,12 +623,6 @@ def connect(scheduler=None, n_runs=1):
         except (OSError, TimeoutError, ValueError) as error:
             way = "Start them with 'dask scheduler' and 'dask worker ADDRESS', or leave --scheduler out"
             raise RunError(f"no Dask scheduler with a worker at {scheduler}: {error}. {way}") from None
-        # A worker whose genlib is too old to know the question answers with an error, which is another version too.
-        versions = client.run(version, on_error="return")
-        others = sorted(worker for worker, found in versions.items() if found != version())
-        if others:
-            said = f"{len(others)} of {len(versions)} workers have another genlib or other packages than this machine"
-            raise RunError(f"{said}: {', '.join(others[:3])}. Install the same checkout there, and start them anew")
         yield client
 
 
@@ -653,7 +645,7 @@ def run_one(words, name, wanted):
     name : str
         Its folder.
     wanted : tuple
-        `version` of the command. It is asked for in every run: a worker may have joined after `connect` looked.
+        `version` of the command. It is asked for in every run: a worker may join at any time.
 
     Returns
     -------
