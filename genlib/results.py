@@ -103,10 +103,10 @@ def code_digest(*modules):
     return digest(*[path.read_bytes() for path in [HERE / f"{name}.py" for name in modules] or sorted(every)])
 
 
-def file_digest(path):
-    """SHA-256 of one file, read in pieces."""
+def file_digest(path, kind="sha256"):
+    """Checksum of one file, read in pieces."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def save_arrays(path, **arrays):

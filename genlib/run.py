@@ -45,7 +45,6 @@ YOURS = "your_model"  # judges one model of a user's own
 # DP-SGD needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
 WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 OF_COHORT = [field.name for field in dataclasses.fields(readers.Options)]
-OF_ANY = ("drop_classes", "min_class_size")  # the others say how one's own file is read
 PATHS = ("cohort", "clinical", "panel", "network")  # may name a file, also FILE.gmt#SET or FILE.py:FUNCTION
 SEVERAL = ("cohort", "network", "seed")
 # What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
@@ -243,26 +242,15 @@ def _known_cohorts():
 
 def _cohort(chosen, asked):
     """Choose cohort, its options and its panel, as parameters."""
-    known, cohort = _known_cohorts(), asked["cohort"] or chosen["cohort"]
-    own = cohort not in known
-    if own and not _file(cohort)[0]:
-        raise OptionError(f"unknown cohort '{cohort}'; choose among {', '.join(known)}, or give an existing file")
+    cohort = asked["cohort"] or chosen["cohort"]
     options = _options(asked, "cohort_options") | {name: asked.get(name) for name in OF_COHORT}
     options = chosen["cohort_options"] | {name: value for name, value in options.items() if value is not None}
     # The size of a simulated cohort says nothing of another.
     options = {name: value for name, value in options.items() if cohort == "simulated" or name not in cohorts.SIZES}
-    readers.options_of({name: value for name, value in options.items() if name not in cohorts.SIZES})
-    wrong = [name for name in options if name not in (*OF_ANY, *cohorts.SIZES) and not own]
-    if wrong:
-        raise OptionError(f"cohort '{cohort}' is known and takes no {wrong[0]}; that goes with a file of your own")
-    if own and not options.get("label"):
-        name = pathlib.Path(cohort).name
-        raise OptionError(f"{name}: say which column holds each patient's class, as --label subtype")
-    if "clinical" in options and not _file(options["clinical"])[0]:
-        raise OptionError(f"there is no clinical table '{options['clinical']}'")
     panel = asked["panel"] or (chosen["panel"] if cohort in cohorts.NAMED else cohorts.default_panel(cohort))
     panel = None if panel == "none" else panel
     with contextlib.chdir(NOTEBOOKS):
+        cohorts.options_for(cohort, options)
         features.read_panel(panel or "pam50")  # refuses what is no panel
     return {"cohort": cohort, "cohort_options": options, "panel": panel}
 
@@ -819,7 +807,7 @@ def _command(options):
         if options.command == "judge":
             return judge(options)
         runs = runs_of(options)
-    except ValueError as error:  # of a panel, a cohort's options, a YAML file or the registry
+    except (ValueError, FileNotFoundError) as error:  # of a panel, a cohort's options, a YAML file or the registry
         raise OptionError(error) from None
     if len(runs) > 1 or options.sweep:
         return sweep(runs, OUTPUTS / (options.run or f"sweep-{runs[0].profile}"), options.scheduler)

@@ -567,7 +567,7 @@ FILES = {
     "scaled h5ad": (lambda f: h5ad(f, **LAYERS), "give the values before that step, as layer='log2'", N),
     "donors twice": (lambda f: h5ad(f, obs=PAIRS) | {"min_class_size": 6}, "'donor_id' names 18 patients for 36", 18),
     "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "those of text are: patient, subtype", None),
-    "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds the class", None),
+    "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds each patient's class", None),
     "genes in rows, a patient twice": (lambda f: a_table(f, rows=[list(r) for r in zip(*rows_of(table()), strict=True)],
         change=lambda b: b.replace(b"PX-0007", b"PX-0006")), "1 patient names come more than once at columns 9", None),
     "genes in rows, no label": (lambda f: a_table(f, rows=matrix()), "Where genes are rows", None),
