@@ -142,8 +142,6 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
         Other names for classes, as ``{"0": "wild type"}``.
     drop_constant_genes : bool
         Leave out genes with one value in all patients, instead of refusing a table.
-    name : str
-        Name of the cohort; the file's name without its ending by default.
     n_patients, n_genes, n_classes, seed, gene_levels
         Of a simulated cohort, see `simulate`.
 
@@ -240,8 +238,7 @@ def _own(path, options, keep_ids):
     parts = readers.read(path, options)
     files = sorted(path.glob("*.parquet")) if parts.path.is_dir() else [parts.path]
     sums = ", ".join(results.file_digest(file) for file in files)
-    ending = r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.(gz|bz2|xz|zip))?$"
-    name = options.name or re.sub(ending, "", path.name, flags=re.I)
+    name = re.sub(r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.gz)?$", "", path.name, flags=re.I)
     cohort = _build(name, parts, {"source": path.name, "license": "the owner's", "sha256": sums})
     if keep_ids:
         cohort.data.obs["patient"] = parts.obs["patient"].to_numpy()

@@ -606,6 +606,42 @@ def parse_yaml(text, where):
         raise ValueError(f"{where} is no YAML: {line}{getattr(error, 'problem', error)}") from error
 
 
+def meant(like, value, where):
+    """Take a value for what is meant, where there is no doubt: for one of the kind of another (None: for a word).
+
+    Raises
+    ------
+    ValueError
+        Begins with `where`, and says how to write it.
+
+    Examples
+    --------
+    >>> meant(1, "1e1", "n_models"), meant([], "LumB", "drop_classes"), meant("", 3, "label")
+    (10, ['LumB'], '3')
+    """
+    kind, way = type(like), f"like {like!r}"
+    if kind is dict:
+        if value is None or isinstance(value, dict):
+            return value or {}
+    elif kind in (list, tuple):
+        if not isinstance(value, dict):
+            alone = isinstance(value, str) or not hasattr(value, "__iter__")
+            return kind(() if value is None else (value,) if alone else value)
+    elif like is None or kind is str:
+        way = "in quotes, as YAML reads no and 1e1"
+        if value is None or isinstance(value, str | int | os.PathLike) and not isinstance(value, bool):
+            return value if value is None else str(value)
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = kind(float(value))
+            if number == float(value):
+                return number
+    raise ValueError(f"{where}: {value!r} cannot be; write it {way}")
+
+
 def update_manifest(run_folder, section, value):
     """Set one section of the run's ``manifest.json``, as a notebook's name or ``"environment"``; keep the others."""
     path = pathlib.Path(run_folder) / "manifest.json"

@@ -139,25 +139,7 @@ def profile(name):
     for key in found:
         if key not in taken:
             raise OptionError(f"{where}: unknown option '{key}'; known are {', '.join(sorted(taken))}")
-    return {key: _as(taken[key], value, f"{where}: {key}") for key, value in found.items()}
-
-
-def _as(like, value, where):
-    """Take a value for what is meant, where there is no doubt: for one of the kind of another."""
-    kind = type(like)
-    if like is None or kind is str:
-        return value if value is None else str(value)
-    if kind in (list, dict):
-        value = kind() if value is None else value
-        value = [value] if kind is list and not isinstance(value, dict | list) else value
-        if isinstance(value, kind):
-            return value
-    elif not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            number = kind(float(value))
-            if number == float(value):
-                return number
-    raise OptionError(f"{where}: {value!r} cannot be; write it like {like!r}")
+    return {key: results.meant(taken[key], value, f"{where}: {key}") for key, value in found.items()}
 
 
 def _words(options):
@@ -210,7 +192,7 @@ def plan(words, where="run_all.sh"):
     if not _file(network)[0] and (network == "own" or network not in known):
         there = ", ".join(sorted(set(known) - {"own"}))
         raise OptionError(f"unknown network '{network}'; choose {there}, or a function of your own as FILE.py:FUNCTION")
-    seed = _as(0, asked["seed"] or 0, "seed")
+    seed = results.meant(0, asked["seed"] or 0, "seed")
     if seed < 0:
         raise OptionError(f"seed {seed}: it must be at least 0")
     changes = chosen["network_options"] | _options(asked, "network_options")
@@ -233,7 +215,7 @@ def plan(words, where="run_all.sh"):
 def _options(asked, name):
     """Options that were written as one word of YAML."""
     flag = f"--{name.replace('_', '-')}"
-    return _as({}, asked[name] and results.parse_yaml(asked[name], flag), flag)
+    return results.meant({}, asked[name] and results.parse_yaml(asked[name], flag), flag)
 
 
 def _known_cohorts():
