@@ -451,15 +451,13 @@ def _signal_values(logits, labels, name):
     if name == "loss":
         return signal(logits, labels)
     logs = log_softmax(np.asarray(logits, np.float64), axis=2)
-    p = np.exp(logs)
     if name == "confidence":
         return logs.max(axis=2)
+    p = np.exp(logs)
     if name == "entropy":
         return (p * logs).sum(axis=2)
     true = np.arange(logits.shape[2]) == np.asarray(labels)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_rest = np.log1p(-np.minimum(p, 1 - 1e-15))
-    return np.where(true, (1 - p) * logs, p * log_rest).sum(axis=2)
+    return np.where(true, (1 - p) * logs, p * np.log1p(-np.minimum(p, 1 - 1e-15))).sum(axis=2)
 
 
 def label_only(logits, labels, members):

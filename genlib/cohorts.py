@@ -373,13 +373,11 @@ def registry():
     known = yaml.safe_load((features.DATA / "cohorts.yaml").read_text())
     own = cache_folder() / "cohorts.yaml"
     try:
-        added = yaml.safe_load(own.read_text()) if own.exists() else {}
-        if not isinstance(added or {}, dict):
-            raise yaml.YAMLError("it does not begin with the name of a cohort and a colon")
-    except yaml.YAMLError as error:
-        warnings.warn(f"{own} is not YAML, so its cohorts are not known: {' '.join(str(error).split())}", stacklevel=2)
+        added = results.meant({}, results.read_yaml(own), own) if own.exists() else {}
+    except ValueError as error:
+        warnings.warn(f"{own} is not YAML, so its cohorts are not known: {error}", stacklevel=2)
         added = {}
-    return known | {str(name): entry for name, entry in (added or {}).items()}
+    return known | {str(name): entry for name, entry in added.items()}
 
 
 TABLES = ("expression", "clinical")
