@@ -1,7 +1,9 @@
 """Membership attacks: ``(logits, labels, members) -> scores``, where a higher score means more likely a member.
 
-A score of NaN says "not judged": the patient is in no model's evaluation, or outside the slice of an attack. An attack
-never sees a model, and here it never chooses whom it judges by the target's membership.
+Throughout, `logits` are (M, n, k), `labels` (n,) whole numbers from 0 to k - 1, `members` (M, n) bool, and scores (M,
+n) float64; what `check` refuses, or an option that is not known, is a ValueError. With shadow models, rows 2j and 2j +
+1 are complement twins. A score of NaN says "not judged": outside the slice of an attack, or without shadow models. An
+attack never sees a model, and here it never chooses whom it judges by the target's membership.
 """
 
 import contextlib
@@ -44,12 +46,8 @@ def tf_privacy(logits, labels, members, attacks=tuple(TF_PRIVACY_ATTACKS), slice
 
     Parameters
     ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    labels : numpy.ndarray
-        (n,) int.
-    members : numpy.ndarray
-        (M, n) bool.
+    logits, labels, members : numpy.ndarray
+        Of the patients to judge: leave reserved ones out.
     attacks : sequence of str
         Names in `TF_PRIVACY_ATTACKS`.
     slices : sequence of str
@@ -60,14 +58,8 @@ def tf_privacy(logits, labels, members, attacks=tuple(TF_PRIVACY_ATTACKS), slice
     Returns
     -------
     dict of (str, str) to numpy.ndarray
-        (attack, slice) to scores (M, n) float64, NaN outside the slice; class slices are called ``"class 0"`` and so
-        on. Where a slice has fewer than `FEWEST_TO_TRAIN` members or non-members, a trained attacker gives no
-        scores (NaN) for it.
-
-    Raises
-    ------
-    ValueError
-        When an attack or slice is unknown, or shapes disagree.
+        (attack, slice) to scores; class slices are called ``"class 0"`` and so on. Where a slice has fewer than
+        `FEWEST_TO_TRAIN` members or non-members, a trained attacker gives no scores (NaN) for it.
 
     References
     ----------
@@ -100,19 +92,7 @@ def tf_privacy(logits, labels, members, attacks=tuple(TF_PRIVACY_ATTACKS), slice
 
 
 def signal(logits, labels):
-    """How sure a model is of the true class: its logit minus the log-sum-exp of the other classes' logits.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    labels : numpy.ndarray
-        (n,) int.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, in nats; the log-odds of the true class.
+    """How sure a model is of the true class: its logit minus the log-sum-exp of the others', (M, n) float64, in nats.
 
     References
     ----------
@@ -138,30 +118,10 @@ def lira(logits, labels, members, variant="online", variance="pooled", shadows=N
     Threat model (auditor): the attacker trained shadow models on random halves of the same cohort, which is the worst
     case and what a data custodian should assume. Every model is the target in turn; all others are its shadow models
     but its complement twin, whose members are exactly the target's non-members. With `shadows` the attacker is an
-    outsider.
+    outsider: logits (S, n, k) and members (S, n) of other models, all of which are shadow models of every target.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    labels : numpy.ndarray
-        (n,) int.
-    members : numpy.ndarray
-        (M, n) bool; rows 2j and 2j + 1 are twins.
-    variant, variance
-        As in `likelihood_ratio`.
-    shadows : (numpy.ndarray, numpy.ndarray), optional
-        Logits (S, n, k) and members (S, n) of other models; all of them are shadow models of every target.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, higher = more likely a member; NaN for a patient who is in no shadow model (online) or in all.
-
-    Raises
-    ------
-    ValueError
-        As `likelihood_ratio`, or when an argument is not what `check` asks for.
+    `variant` and `variance` as in `likelihood_ratio`, which also says what is refused. A patient who is in no shadow
+    model (online), or in all, gets NaN.
 
     References
     ----------
@@ -191,7 +151,7 @@ def likelihood_ratio(signals, members, variant="online", variance="pooled", shad
     signals : numpy.ndarray
         (M, n), or (M, n, c) for c signals whose joint Gaussian is compared.
     members : numpy.ndarray
-        (M, n) bool; rows 2j and 2j + 1 are twins.
+        (M, n) bool.
     variant : {"online", "offline"}
         Online: log N(s; mu_in, cov_in) - log N(s; mu_out, cov_out). Offline: (s - mu_out) / sd_out, a monotone form of
         the paper's Phi of it that does not run into ties at 1; of several signals the sum of these distances after
@@ -201,16 +161,10 @@ def likelihood_ratio(signals, members, variant="online", variance="pooled", shad
     shadows : (numpy.ndarray, numpy.ndarray), optional
         Signals and members of other models; all of them are shadow models of every target.
 
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, as in `lira`.
-
     Raises
     ------
     ValueError
-        When an option is unknown, or some patient has fewer than 4 shadow models on a side that the variant needs;
-        says how many models are needed.
+        When some patient has fewer than 4 shadow models on a side that the variant needs; says how many are needed.
 
     Examples
     --------
@@ -295,33 +249,13 @@ def _gaussian(signals, count, mean, covariance, own):
 def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
     """Robust membership inference: score how far the target is surer of this patient than of others.
 
-    Sureness is taken against reference models, and then compared with that of all other patients.
+    Sureness is taken against reference models, and then compared with that of all other patients: the score is the
+    share of others z with ratio(x) / ratio(z) >= `gamma`. The default of 1 keeps the order of all patients; with more,
+    patients of whom every model is sure tie at 0. Threat models, arguments and NaN as in `lira`.
 
-    Threat models as in `lira`.
-
-    Parameters
-    ----------
-    logits, labels, members, shadows
-        As in `lira`.
-    variant : {"online", "offline"}
-        Online: p(x) is the mean of the reference models that know the patient and of those that do not, equally
-        weighted.
-        Offline: from those that do not alone, p(x) = ((1 + a) p_out(x) + 1 - a) / 2, with a chosen for each target on
-        one
-        of its shadow models, never on the target.
-    gamma : float
-        How many times larger the patient's ratio must be than another's to count. The default of 1 keeps the order of
-        all patients; with more, patients of whom every model is sure tie at 0.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64: share of other patients z with ratio(x) / ratio(z) >= gamma; NaN as in `lira`.
-
-    Raises
-    ------
-    ValueError
-        As `lira`.
+    Online, p(x) is the mean of the reference models that know the patient and of those that do not, equally weighted.
+    Offline, from those that do not alone, p(x) = ((1 + a) p_out(x) + 1 - a) / 2, with a chosen for each target on one
+    of its shadow models, never on the target.
 
     References
     ----------
@@ -396,28 +330,10 @@ SIGNALS = ("loss", "confidence", "entropy", "modified entropy")
 def threshold(logits, labels, members, signal_name="loss", per_class=False):
     """Judge everybody by one number of the model's output, or each class by a threshold of its own.
 
-    Threat model: the attacker sees the logits; for thresholds per class it also has shadow models, on which it finds,
-    for each class, how rare such a number is among non-members.
-
-    Parameters
-    ----------
-    logits, labels, members
-        As in `lira`.
-    signal_name : {"loss", "confidence", "entropy", "modified entropy"}
-        Log-odds of the true class; highest probability; minus the entropy; minus the modified entropy, which also knows
-        the true class.
-    per_class : bool
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64. Per class: share of the non-members of that class, over the shadow models, whose number is
-        smaller, ties half.
-
-    Raises
-    ------
-    ValueError
-        When the signal is unknown or shapes disagree.
+    The number is that of `SIGNALS`: log-odds of the true class; highest probability; minus the entropy; minus the
+    modified entropy, which also knows the true class. Threat model: the attacker sees the logits; for thresholds per
+    class it also has shadow models, on which it finds, for each class, how rare such a number is among non-members: the
+    score is the share of them whose number is smaller, ties half.
 
     References
     ----------
@@ -466,16 +382,6 @@ def label_only(logits, labels, members):
     Threat model: the attacker sees only the class that the model names, and that of shadow models: how often those
     that do not know the patient are right is taken off.
 
-    Parameters
-    ----------
-    logits, labels, members
-        As in `lira`; of the logits only the largest of each row is looked at.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64.
-
     References
     ----------
     Gap attack: Yeom et al., CSF 2018; Choquette-Choo et al., "Label-only membership inference attacks", ICML 2021.
@@ -519,17 +425,13 @@ def span(inside, x, directions, ridge=0.0):
     directions : numpy.ndarray
         (M, n, h), of any length, as from the function of this name. Where it is zero the score is 0, that of nothing.
     ridge : float or numpy.ndarray
-        Added to X X^T, as a share of its mean diagonal; one for all models or (M,), as `ridges` chooses.
+        Added to X X^T, as a share of its mean diagonal; one for all models or (M,), as `ridges` chooses. Without one,
+        profiles that depend on one another are a ValueError.
 
     Returns
     -------
     numpy.ndarray
-        (M, n) float64: <C_i, v_i> / (|v_i| sqrt(((X X^T)^-1)_ii)), higher = more likely a member.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree, or profiles depend on one another and there is no ridge.
+        (M, n): <C_i, v_i> / (|v_i| sqrt(((X X^T)^-1)_ii)).
 
     Examples
     --------
@@ -545,19 +447,10 @@ def span(inside, x, directions, ridge=0.0):
 
 
 def left_out(inside, x, ridge=0.0):
-    """What all others say of a patient's products with the first kernel: a regression that leaves the patient out.
+    """What all others say of a patient's products with the first kernel: a regression without the patient, (M, n, h).
 
     It does not hold the patient's own noise, and so does not bias the choice of a direction as `inside` would.
-
-    Parameters
-    ----------
-    inside, x, ridge
-        As in `span`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, h).
+    Arguments as in `span`.
 
     Examples
     --------
@@ -571,7 +464,7 @@ def left_out(inside, x, ridge=0.0):
 
 
 def directions(products, further, labels, activation="relu"):
-    """Direction in which training pushes a patient's products with the first kernel.
+    """Direction in which training pushes a patient's products with the first kernel, (M, n, h) float64.
 
     The push on the logits is the true class less the probabilities: those of a start that knows nothing, 1 / k, and
     those of the end, averaged. Keras' own derivatives take it back through the layers.
@@ -588,11 +481,6 @@ def directions(products, further, labels, activation="relu"):
     activation : str or callable
         Of all layers but the last, as Keras knows it.
 
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, h) float64.
-
     Examples
     --------
     >>> directions(np.zeros((1, 1, 3)), [np.zeros((1, 3))], np.array([2])).round(2)
@@ -607,20 +495,11 @@ def directions(products, further, labels, activation="relu"):
 
 
 def ridges(inside, x, directions):
-    """Choose a ridge for each model from its weights alone, before anybody is accused; (M,).
+    """Choose a ridge for each model from its weights alone, before anybody is accused: (M,) shares, 1e-6 to 10.
 
     Where coefficients of mean square t lie under start noise of variance v, the ridge v / t predicts them best. Both
     are read off at a ridge of 0.01: the noise across the directions of training, and along them what exceeds it.
-
-    Parameters
-    ----------
-    inside, x, directions
-        As in `span`, with two units or more.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M,) shares of the mean diagonal of X X^T, from 1e-6 to 10 (where training cannot be seen).
+    Arguments as in `span`, with two units or more.
 
     References
     ----------
@@ -652,19 +531,7 @@ def _ridges(coefficients, x, directions):
 def on_weights(inside, x, further, labels, activation="relu", ridge=None):
     """Attack weights from beginning to end: left-out products, directions, ridge, score.
 
-    Parameters
-    ----------
-    inside, x
-        As in `span`.
-    further, labels, activation
-        As in `directions`.
-    ridge : float, optional
-        As in `span`; by default chosen for each model by `ridges`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, higher = more likely a member.
+    Arguments as in `span` and `directions`; the ridge is by default chosen for each model by `ridges`.
 
     Examples
     --------
@@ -725,20 +592,9 @@ RIDGES = 10.0 ** np.arange(-3, 2.1, 0.5)
 def screen(x, labels):
     """Say who would be exposed, before anything is trained: whom all other patients speak against.
 
-    Ridge regression on the classes, each patient left out in turn, in closed form; its strength is the one of `RIDGES`
-    that predicts best so. It needs no model, no shadow models and no membership.
-
-    Parameters
-    ----------
-    x : numpy.ndarray
-        (n, d).
-    labels : numpy.ndarray
-        (n,) int.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) float64: the highest score of another class less that of the patient's own; higher = more exposed.
+    Ridge regression of the classes (n,) on profiles (n, d), each patient left out in turn, in closed form; its strength
+    is the one of `RIDGES` that predicts best so. It needs no model, no shadow models and no membership. What comes back
+    is (n,) float64, the highest score of another class less that of the patient's own; higher = more exposed.
 
     References
     ----------
@@ -795,25 +651,10 @@ def _along(values, directions):
 
 
 def check(logits, labels, members):
-    """Refuse what an attack would take and answer wrongly.
+    """Refuse what an attack would take and answer wrongly, naming the argument, what it holds and the way out.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k), finite, at least two classes, no probabilities.
-    labels : numpy.ndarray
-        (n,) whole numbers from 0 to k - 1.
-    members : numpy.ndarray
-        (M, n) bool.
-
-    Returns
-    -------
-    logits, labels, members : numpy.ndarray
-
-    Raises
-    ------
-    ValueError
-        Names the argument, what it holds and the way out.
+    Finite logits (M, n, k) of at least two classes, no probabilities; labels (n,), whole numbers from 0 to k - 1;
+    members (M, n) bool. All three come back as arrays.
 
     Examples
     --------

@@ -155,10 +155,10 @@ def panel_name(panel):
     >>> panel_name("pam50"), panel_name("../mine/thyroid.gmt"), panel_name("hallmark.gmt#ESTROGEN"), panel_name(None)
     ('pam50', 'thyroid', 'ESTROGEN', None)
     """
-    if panel is None or ".gmt" not in panel.lower():
-        return panel
-    file, _, wanted = panel.partition("#")
-    return wanted or pathlib.Path(file).stem
+    if panel is None:
+        return None
+    path, wanted = _panel_file(panel)
+    return wanted or path.stem
 
 
 def _gene_sets(path):

@@ -724,8 +724,7 @@ def compare(table, reference, same):
     if same:
         numbers = [*results.INTERVAL, "bound", *results.COUNTS]
         one, other = (both[[f"{name}{of}" for name in numbers]].astype(float) for of in ("", " of reference"))
-        other.columns = numbers
-        beyond = ~(one.eq(other) | (one.isna() & other.isna())).all(axis=1)
+        beyond = ~np.isclose(one, other, rtol=0, atol=0, equal_nan=True).all(axis=1)
     else:
         far = _distances(both)
         spread = min(1.0, np.nanquantile(far, 0.9) / 1.645)
