@@ -211,11 +211,8 @@ def _mean(values, chosen, n_targets, leave_out):
 
 def _of_twin(values):
     """Row of the complement twin in place of each row; a last model without a twin has none (zeros)."""
-    twins = np.arange(len(values)) ^ 1
-    there = twins < len(values)
-    swapped = np.zeros_like(values)
-    swapped[there] = values[twins[there]]
-    return swapped
+    even = np.concatenate([values, np.zeros_like(values[: len(values) % 2])])
+    return even.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(even.shape)[: len(values)]
 
 
 def _refuse_few(attack, counts):

@@ -41,7 +41,7 @@ REACH = 500.0
 
 
 def plant(features, labels, fixed, held_out, seed):
-    """Put four canary patients behind the patients that are in every model.
+    """Put four canary patients, `CANARIES`, behind the patients that are in every model.
 
     Canaries are patients whose presence is as easy to see as can be: a guarantee has to hold for them too. A mislabeled
     patient pulls against everybody; a random profile lies in no class; an outlier is alone in a gene direction of its
@@ -50,28 +50,19 @@ def plant(features, labels, fixed, held_out, seed):
 
     Parameters
     ----------
-    features : numpy.ndarray
-        (n, d).
-    labels : numpy.ndarray
-        (n,) int.
+    features, labels : numpy.ndarray
+        (n, d), (n,) int.
     fixed : numpy.ndarray
         (n,) bool, the patients that are in every model.
     held_out : int
-        Patient to be mislabeled; one that is not fixed.
+        Patient to be mislabeled; one that is fixed is a ValueError.
     seed : int
         Of the random profile.
 
     Returns
     -------
-    features : numpy.ndarray
-        (fixed + 4, d + 2) float32: two directions are the outliers' own, and 0 for everybody else.
-    labels : numpy.ndarray
-        (fixed + 4,)
-
-    Raises
-    ------
-    ValueError
-        When the patient to be mislabeled is among the fixed.
+    features, labels : numpy.ndarray
+        (fixed + 4, d + 2) float32: two directions are the outliers' own, and 0 for everybody else; (fixed + 4,).
 
     Examples
     --------
@@ -564,14 +555,8 @@ class Released:
 def bundle(folder, model, genes, classes, card):
     """Leave a model with all that another needs to use and to judge it: file, genes, classes and a card's words.
 
-    Parameters
-    ----------
-    folder : path-like
-    model : tf.keras.Model
-    genes, classes : sequence of str
-        In the order of its inputs and outputs.
-    card : str
-        What is promised of it, as from `genlib.privacy.release`.
+    Genes and classes are in the order of its inputs and outputs; `card` is what is promised of it, as from
+    `genlib.privacy.release`.
 
     Examples
     --------
@@ -590,22 +575,10 @@ def bundle(folder, model, genes, classes, card):
 
 
 def read_model(path):
-    """Open a model's file, or a folder from `bundle`, without running anything that it holds.
+    """Open a `.keras` or `.h5` file of Keras 2, or the folder of `bundle`, without running anything that it holds.
 
-    Parameters
-    ----------
-    path : path-like
-        ``.keras`` or ``.h5`` of Keras 2, with ``genes.txt`` and ``classes.txt`` beside it; or a folder of the three.
-
-    Returns
-    -------
-    Released
-
-    Raises
-    ------
-    ValueError
-        When it is no such file, or holds what is not among `LAYERS` and Keras' own parts, as a Lambda layer; names it
-        and the way out.
+    ``genes.txt`` and ``classes.txt`` lie beside it. What is no such file, or holds what is not among `LAYERS` and
+    Keras' own parts, as a Lambda layer, is a ValueError that names it and the way out.
 
     References
     ----------
@@ -725,22 +698,8 @@ def _sidecar(path):
 def match(released, cohort, kind):
     """Features of a cohort's patients in the order of the model's genes, and their classes in that of its answers.
 
-    Parameters
-    ----------
-    released : Released
-    cohort : genlib.cohorts.Cohort
-    kind : str
-        What the model takes in, as in `genlib.features.transform`.
-
-    Returns
-    -------
-    x, labels : numpy.ndarray
-        (n, d) float32; (n,) int.
-
-    Raises
-    ------
-    ValueError
-        When the cohort lacks a gene, or has a class that the model does not know.
+    `kind` is what the model takes in, as in `genlib.features.transform`. A gene that the cohort lacks, or a class that
+    the model does not know, is a ValueError. What comes back is (n, d) float32 and (n,) int.
     """
     _, missing = features.find_panel(cohort, released.genes)
     if missing:
@@ -763,24 +722,11 @@ def match(released, cohort, kind):
 
 
 def read_members(path, cohort):
-    """Who trained the model, from a file with one patient a line.
+    """Who trained the model, (n,) bool, from a file with one patient a line.
 
-    Parameters
-    ----------
-    path : path-like
-        Patients named as in the cohort's own file; in a cohort that is known by name, by number, from 0.
-    cohort : genlib.cohorts.Cohort
-        Loaded with ``keep_ids=True``.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) bool.
-
-    Raises
-    ------
-    ValueError
-        When a patient is not in the cohort (no message names one), or all or none are members.
+    Patients are named as in the cohort's own file (loaded with ``keep_ids=True``); in a cohort that is known by name,
+    by number, from 0. A patient who is not in the cohort (no message names one), or all or none as members, is a
+    ValueError.
     """
     path, ids = pathlib.Path(path), cohort.ids
     lines = [line.strip() for line in path.read_text().splitlines()]
@@ -814,22 +760,9 @@ def is_soft(model):
 def refuse_mismatch(logits, labels, members, stated=None):
     """Refuse a model that cannot be the one that its owner means: genes, classes or preprocessing must be others.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (1, n, k).
-    labels : numpy.ndarray
-        (n,)
-    members : numpy.ndarray
-        (n,) bool.
-    stated : float, optional
-        Its accuracy on patients who did not train it, as its owner knows it; without it, it must be right about more
-        members than whoever names the commonest class.
-
-    Raises
-    ------
-    ValueError
-        With what was found, and where to look.
+    `logits` are (1, n, k). Its accuracy on patients who did not train it must be the one `stated` by its owner; without
+    one, it must be right about more members than whoever names the commonest class. Else a ValueError says where to
+    look.
     """
     right, who = logits[0].argmax(axis=1) == labels, members if stated is None else ~members
     low, high = metrics.clopper_pearson(right[who].sum(), who.sum(), tail=0.005)
@@ -847,10 +780,7 @@ def refuse_mismatch(logits, labels, members, stated=None):
 def weights(model, x):
     """What `genlib.attacks.on_weights` takes of a network of dense layers with one activation; None of another.
 
-    Returns
-    -------
-    inside, further, activation
-        Products (1, n, h) with the first kernel; the weights behind; activation of all layers but the last.
+    Products (1, n, h) with the first kernel, the weights behind, and the activation of all layers but the last.
     """
     kinds = []
     for layer in model.layers:
@@ -867,15 +797,10 @@ def weights(model, x):
 
 
 def known_start(model, seeds=SEEDS):
-    """Try common seeds, and those in the file: the one that gives the start of these weights, and that start.
+    """Try common seeds: the one that gives the start of these weights, and that start, or None twice.
 
     A kernel after training still looks like its start. One of another seed does not: their correlation is normal with a
     variance of one over the number of weights.
-
-    Returns
-    -------
-    seed : int or None
-    start : list of numpy.ndarray or None
 
     Examples
     --------
@@ -898,23 +823,10 @@ def found(scores, members, labels, classes, reference=()):
     """Members found at one threshold, in all and by class, with exact intervals over patients.
 
     One target has too few other patients to tell well what 1 in 100 of them is. So the threshold is the score that 1 in
-    100 of them exceeds, or, if it is higher, the one that 1 in 100 of `reference` exceeds; how many others were accused
-    stands beside.
+    100 of them exceeds, or, if it is higher, the one that 1 in 100 of `reference` exceeds: scores of shadow models, in
+    the target's place by turns, for patients whom they do not know. How many others were accused stands beside.
 
-    Parameters
-    ----------
-    scores, members : numpy.ndarray
-        (n,), of the target.
-    labels : numpy.ndarray
-        (n,)
-    classes : sequence of str
-    reference : numpy.ndarray, optional
-        Scores of shadow models, in the target's place by turns, for patients whom they do not know.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As of `genlib.metrics.attack_table`, metrics `FOUND` and `FALSE`.
+    Scores, members and labels are (n,); rows are as of `genlib.metrics.attack_table`, metrics `FOUND` and `FALSE`.
 
     Examples
     --------
@@ -936,12 +848,7 @@ def found(scores, members, labels, classes, reference=()):
 
 
 def private_path(path):
-    """Path of a file that may name patients: the one place where names leave.
-
-    Raises
-    ------
-    ValueError
-        When it would lie in ``outputs/``, which is meant to be shown to others.
+    """Path of a file that may name patients, the one place where names leave; in ``outputs/`` it is a ValueError.
 
     Examples
     --------

@@ -900,10 +900,8 @@ def _values(parts, options):
     empty = finite.mean(axis=1) < 0.5
     refuse(path, empty, f"{empty.sum()} patients have hardly any value, at {parts.where(empty)}; remove them")
     genes = list(names[~finite.all(axis=0)])
-    words = f"{(~finite).sum()} missing or infinite values in {len(genes)} genes: {some(genes)}; first in {parts.axis}"
-    words = (
-        f"{words} {some(parts.obs['place'][~finite.all(axis=1)][:1])}. Impute them or remove those genes or patients"
-    )
+    words, first = f"{(~finite).sum()} missing or infinite values", parts.where(~finite.all(axis=1))
+    words = f"{words} in {len(genes)} genes: {some(genes)}; at {first}. Impute them or remove those genes or patients"
     refuse(path, genes and not parts.portal, f"{words}, as ignore={genes[:20]}")
     codes = np.isin(values, (-99, -999, -9999, -99999))
     genes, codes = list(names[codes.any(axis=0)]), some(np.unique(values[codes]).astype(int))

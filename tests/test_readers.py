@@ -510,7 +510,7 @@ REFUSED = {
     "survival": (beside(OS_MONTHS=VALUES[:, 0] * 10.1), "seem to hold no expression: OS_MONTHS", N),
     "high": (beside(marker=VALUES[:, 0] * 10.1), "1 of 41 columns reach more than 40", N),
     "hospital": (beside(hospital=["a", "b"] * 18), "'hospital' holds text", N),
-    "missing value": (cells({(4, "KRT5"): None}), "1 missing or infinite values in 1 genes: KRT5; first in row 5", N),
+    "missing value": (cells({(4, "KRT5"): None}), "1 missing or infinite values in 1 genes: KRT5; at rows 5", N),
     "infinite value": (cells({(4, "KRT5"): 1e300}), "1 missing or infinite values in 1 genes: KRT5", N),
     "code for missing": (cells({(4, "KRT5"): -999}), "values as -999 in KRT5 are a code for missing", N),
     "patient without values": (cells({(4, g): "NA" for g in GENES}), "1 patients have hardly any value, at rows", None),
