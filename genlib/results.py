@@ -142,23 +142,11 @@ def load_arrays(path):
 
 
 def record(run_folder, notebook, table, **context):
-    """Keep a table of results as the tidy rows of one notebook, replacing what that notebook left before.
+    """Keep rows of results (a table, or several) as those of one notebook, replacing what that notebook left before.
 
-    Parameters
-    ----------
-    run_folder : path-like
-        Folder of the run, ``outputs/RUN``.
-    notebook : str
-        Name of the notebook, as ``"03_answers"``.
-    table : pandas.DataFrame or list of pandas.DataFrame
-        Rows with columns out of `COLUMNS`; what is missing there is left empty.
-    **context
-        Columns with one value for all rows, as ``cohort="tcga-brca"``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows as written. A column that is not known, a row without a metric or two with the same `KEYS` are errors.
+    Columns are out of `COLUMNS`; what is missing is left empty, and `context` has columns with one value for all rows.
+    A column that is not known, a row without a metric or two with the same `KEYS` are a ValueError. The rows as written
+    come back.
 
     Examples
     --------
@@ -236,12 +224,7 @@ def merge(run_folder):
 
 
 def one(table, **where):
-    """Pick the one row of a results table that fits, as `select`.
-
-    Raises
-    ------
-    LookupError
-        When no row fits, or more than one.
+    """Pick the one row of a results table that fits, as `select`; none, or more than one, is a LookupError.
 
     Examples
     --------
@@ -292,21 +275,10 @@ def risks(table, metric=FOUND):
 def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
     """Put every setting that was attacked into one row: its utility to held-out patients, and its strongest attack.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `load` gives it.
-    utility, risk : str
-        Metrics: of classification (more is better), and of an attack (less is better; the attack with most counts).
-    group : str
-        Whose: ``"all"`` or a class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns setting (its `label`, told apart by network and notebook where needed), those of `SETTING`, shared
-        (what the setting hands out), n_patients, utility, utility_low, utility_high, attack, attacker, risk, risk_low,
-        risk_high, bound.
+    `utility` and `risk` are metrics: of classification (more is better), and of an attack (less is better; the attack
+    with most counts); `group` is ``"all"`` or a class. Columns setting (its `label`, told apart by network and notebook
+    where needed), those of `SETTING`, shared (what the setting hands out), n_patients, utility, utility_low,
+    utility_high, attack, attacker, risk, risk_low, risk_high, bound.
 
     Examples
     --------
@@ -353,22 +325,11 @@ def baselines(table, metric="balanced accuracy", group="all"):
 
 
 def verdict(risk, tolerance):
-    """Judge one thing that is handed out by every attack on every group that was measured.
+    """Judge one thing that is handed out by every attack on every group that was measured: verdict and reason.
 
     It *fails* where the lower end of an interval, corrected for all of them together by Holm's rule (Scandinavian
-    Journal of Statistics 6, 1979), is above the tolerance; *passes* where a proven bound or every upper end is not; and
-    else it *cannot be told*.
-
-    Parameters
-    ----------
-    risk : pandas.DataFrame
-        Rows of `FOUND`: estimate, low, high, bound, attack, group, n_patients.
-    tolerance : float
-        Largest share of members that may be found.
-
-    Returns
-    -------
-    verdict, reason : str
+    Journal of Statistics 6, 1979), is above the tolerance, the largest share of members that may be found; *passes*
+    where a proven bound or every upper end is not; and else it *cannot be told*. `risk` are rows of `FOUND`.
 
     Examples
     --------
@@ -396,22 +357,10 @@ def decisions(table, tolerance=0.03, floor=0.5):
     """Say of every setting whether its answers and whether its model may be shared, and why.
 
     Answers are judged by the attacks on answers, a model by the attacks on answers and on weights together; a defense
-    that changes answers only is none of the model.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `load` gives it.
-    tolerance : float
-        Largest share of members that may be found, in every class and by every attack, at 1 false accusation in 100.
-    floor : float
-        Least balanced accuracy: what is surely below fails, what is not surely above cannot be told.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `settings` with answers, model (of `VERDICTS`), and why, for the model where it is handed out; what passes
-        first, and of that the most useful.
+    that changes answers only is none of the model. `tolerance` is the largest share of members that may be found, in
+    every class and by every attack, at 1 false accusation in 100; `floor` the least balanced accuracy: what is surely
+    below fails, what is not surely above cannot be told. What comes back is `settings` with answers, model (of
+    `VERDICTS`), and why, for the model where it is handed out; what passes first, and of that the most useful.
 
     Examples
     --------
@@ -478,21 +427,10 @@ def pooled(table, by):
 
 
 def rank_correlation(x, y, groups, n_draws=2000, seed=0):
-    """Correlate ranks within groups: Spearman's coefficient, and its permutation test within groups.
+    """Correlate ranks within groups: Spearman's coefficient (-1 to 1), and the p-value of shuffles within groups.
 
-    Groups that differ as a whole make no correlation.
-
-    Parameters
-    ----------
-    x, y, groups : array-like
-        (points,), no missing values; groups as the cohort of each class.
-    n_draws, seed : int
-
-    Returns
-    -------
-    coefficient, p : float
-        Of -1 to 1, or NaN where no group has two points that differ; share of shuffles (with the data itself) whose
-        coefficient is as far from 0 or farther.
+    Groups that differ as a whole make no correlation; the coefficient is NaN where no group has two points that differ.
+    The data itself counts among the shuffles, which are as far from 0 or farther.
 
     Examples
     --------
@@ -523,12 +461,8 @@ def save_json(path, value):
 def environment():
     """What a number may depend on beside its parameters: versions, machine, commit and time.
 
-    Returns
-    -------
-    dict
-        ``versions`` of Python and the packages, ``platform``, ``processors`` (how many), ``processor`` (of what kind),
-        ``blas`` (NumPy's, with its kind of core and threads), ``git_commit`` (None outside a checkout; ends in
-        ``+changes`` when files differ from it) and ``time``.
+    ``processor`` is its kind, ``processors`` how many, ``blas`` NumPy's with its kind of core and threads;
+    ``git_commit`` is None outside a checkout, and ends in ``+changes`` when files differ from it.
 
     Examples
     --------
