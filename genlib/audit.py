@@ -151,24 +151,9 @@ def power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors=(1
     with the largest d that the promise allows, times the factor. Every canary is of this kind and the tosses fall even;
     weaker canaries show less. The factor 1 is no fault.
 
-    Parameters
-    ----------
-    promise, delta : float
-        The (epsilon, delta) that is audited.
-    n_models, n_canaries : int
-        As `many_runs` gets them.
-    n_one_run, n_guesses : int
-        Canaries and guesses of `one_run`.
-    factors : sequence of float
-        By how much the noise is too small.
-    seed : int
-        Of the simulated audits.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns factor, many_runs, one_run, one_run_gaussian: the chances that a bound exceeds the promise, at 95 %
-        confidence; the last is that of `one_run`'s second bound.
+    Audited is (epsilon `promise`, `delta`), by `many_runs` with `n_models` and `n_canaries`, and by `one_run` with
+    `n_one_run` canaries and `n_guesses`. Columns factor, many_runs, one_run, one_run_gaussian: the chances that a bound
+    exceeds the promise, at 95 % confidence; the last is that of `one_run`'s second bound.
 
     References
     ----------
@@ -241,12 +226,7 @@ def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
     Returns
     -------
     dict
-        epsilon_low, epsilon_low_gaussian (0 where `delta` is 0), n_canaries, n_guesses, n_correct, confidence.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree, a score is not finite, or `delta`, `n_guesses` or `confidence` is out of range.
+        epsilon_low, epsilon_low_gaussian (0 where `delta` is 0), n_guesses, n_correct.
 
     References
     ----------
@@ -275,41 +255,22 @@ def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
     return {
         "epsilon_low": _largest_rejected(*counts, delta, 1 - confidence),
         "epsilon_low_gaussian": _gaussian_bound(*counts, delta, 1 - confidence),
-        "n_canaries": len(scores),
         "n_guesses": n_guesses,
         "n_correct": n_correct,
-        "confidence": confidence,
     }
 
 
 def participation(counts, n_steps, rate):
-    """Test whether patients took part in the steps of training as independent tosses with probability `rate` would say.
+    """Test whether patients took part in the steps of training as independent tosses with a probability would say.
 
     The sum of (count - T q)^2 / (T q (1 - q)) over patients is compared with a gamma distribution of its exact mean
     and variance. Too large means that the same patients come again, too small that patients take turns. A batch of
     fixed size drawn anew at every step is not told apart, nor is a wrong rate where it is only slightly wrong: look at
     the mean, which is T q up to sqrt(T q (1 - q) / n).
 
-    Parameters
-    ----------
-    counts : numpy.ndarray
-        (n,) number of steps in whose batch each patient was.
-    n_steps : int
-        T, at least 2.
-    rate : float
-        q, in (0, 1]; at 1 every patient must be in every step.
-
-    Returns
-    -------
-    p_value : float
-        Two-sided; at rate 1 it is 1 or 0.
-    mean : float
-        Mean count, in steps.
-
-    Raises
-    ------
-    ValueError
-        When there are no counts, one is not a whole number from 0 to `n_steps`, or `n_steps` or `rate` is out of range.
+    `counts` (n,) are the steps in whose batch each patient was; T is `n_steps`, at least 2; q is `rate`, in (0, 1], at
+    1 every patient must be in every step. What comes back are the p-value, two-sided (1 or 0 at rate 1), and the mean
+    count.
 
     References
     ----------
