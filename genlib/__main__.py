@@ -35,8 +35,7 @@ def parser(command="study", where="run_all.sh"):
     made = _Parser(where, usage, __doc__, formatter_class=raw, allow_abbrev=False)
     add = made.add_argument
     if command != "verify":
-        says = "folder of results below outputs/; by default COHORT-PROFILE and what differs"
-        add("--run", metavar="NAME", help=says)
+        add("--run", metavar="NAME", help="folder below outputs/; by default COHORT-PROFILE and what differs")
     of_command = {"study": _of_study, "judge": _of_judge}.get(command)
     if not of_command:
         return made
@@ -68,11 +67,9 @@ def _of_study(add):
     says = "smoke: simulated, some minutes; quick (default): real patients, about a quarter of an hour; full: a night"
     add("--profile", default="quick", choices=profiles, help=says)
     add("--network", help="mlp (default), softmax, cnn or deeptype; or a function of your own, my_models.py:build")
-    says = "what to change of network and training, as '{learning_rate: 0.05, epochs: 50}'"
-    add("--network-options", metavar="YAML", help=says)
+    add("--network-options", metavar="YAML", help="changes of network and training, as '{epochs: 50}'")
     add("--seed", help="0 by default; the same seed gives the same results on the same platform")
-    says = "published genes that some models train on: pam50 (default of TCGA-BRCA), FILE.gmt, FILE.gmt#SET, or none"
-    add("--panel", help=says)
+    add("--panel", help="published genes for some models: pam50 (of TCGA-BRCA), FILE.gmt, FILE.gmt#SET, or none")
     add("--from", metavar="NOTEBOOK", help="start at this notebook, as 02; those before are finished")
     add("--only", metavar="NOTEBOOK", nargs="+", help="run these notebooks alone, as 02,03")
     add("--sweep", metavar="FILE", help="many runs: a YAML file of these options, where each cohort may have its own")
@@ -80,19 +77,16 @@ def _of_study(add):
 
 
 def _of_judge(add):
-    says = ".keras or .h5 of Keras 2 with genes.txt and classes.txt beside it; or the folder of the three"
-    add("--model", metavar="FILE", required=True, help=says)
+    add("--model", metavar="FILE", required=True, help=".keras or .h5, or its folder, with genes.txt and classes.txt")
     add("--members", metavar="FILE", required=True, help="who trained it: a patient a line, named as in the cohort")
     says = "what it takes in: log2 values, each patient's rank scores of them (default), or unit profiles"
     add("--kind", choices=("rank", "log2", "unit"), help=says)
     add("--accuracy", metavar="SHARE", type=float, help="on patients who did not train it, as you know it: 0.85")
     add("--epochs", metavar="NUMBER", type=int, help="of its training, for shadow models; 30 by default")
     add("--batch-size", metavar="NUMBER", type=int, help="of its training, for shadow models; 32 by default")
-    says = "the members' mean was taken off in its training, as in this study's own; for shadow models"
-    add("--center", action="store_true", default=None, help=says)
+    add("--center", action="store_true", default=None, help="its training took the members' mean off")
     add("--n-shadow-models", metavar="NUMBER", type=int, help="64 by default; 0 for none")
-    says = "of members that may be found where 1 of 100 others is accused; 0.03 by default"
-    add("--tolerance", metavar="SHARE", type=float, help=says)
+    add("--tolerance", metavar="SHARE", type=float, help="of members that may be found; 0.03 by default")
     add("--name-patients", metavar="FILE", help="list the patients by score there, outside of outputs/")
     add("--seed", metavar="NUMBER", type=int, help="0 by default")
 

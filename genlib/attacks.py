@@ -1,10 +1,11 @@
 """Membership attacks: ``(logits, labels, members) -> scores``, where a higher score means more likely a member.
 
-A score of NaN says "not judged": the patient is in no model's evaluation, or outside the slice of an attack. An attack
-never sees a model, and here it never chooses whom it judges by the target's membership.
+Throughout, `logits` are (M, n, k), `labels` (n,) whole numbers from 0 to k - 1, `members` (M, n) bool, and scores (M,
+n) float64; what `check` refuses, or an option that is not known, is a ValueError. With shadow models, rows 2j and 2j +
+1 are complement twins. A score of NaN says "not judged": outside the slice of an attack, or without shadow models. An
+attack never sees a model, and here it never chooses whom it judges by the target's membership.
 """
 
-import collections
 import contextlib
 import functools
 import warnings
@@ -20,7 +21,6 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_s
     AttackType,
     SlicingSpec,
 )
-from tqdm.auto import tqdm
 
 from genlib import membership, metrics
 
@@ -37,16 +37,7 @@ TF_PRIVACY_ATTACKS = {
 FEWEST_TO_TRAIN = 6
 
 
-def tf_privacy(
-    logits,
-    labels,
-    members,
-    attacks=tuple(TF_PRIVACY_ATTACKS),
-    slices=("all",),
-    seed=0,
-    evaluated=None,
-    progress=False,
-):
+def tf_privacy(logits, labels, members, attacks=tuple(TF_PRIVACY_ATTACKS), slices=("all",), seed=0):
     """Run TF-Privacy's membership attacks against every model, on the whole set or on slices of it.
 
     Threat model: the attacker sees the target's logits for patients with known class. For the trained attackers (the
@@ -55,34 +46,20 @@ def tf_privacy(
 
     Parameters
     ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    labels : numpy.ndarray
-        (n,) int.
-    members : numpy.ndarray
-        (M, n) bool.
+    logits, labels, members : numpy.ndarray
+        Of the patients to judge: leave reserved ones out.
     attacks : sequence of str
         Names in `TF_PRIVACY_ATTACKS`.
     slices : sequence of str
         Out of ``"all"``, ``"class"`` (one slice a class), ``"correct"`` and ``"wrong"`` (by the target's prediction).
     seed : int
         The trained attackers draw from it.
-    evaluated : numpy.ndarray, optional
-        (n,) bool, patients to judge; leave reserved patients out here.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
     dict of (str, str) to numpy.ndarray
-        (attack, slice) to scores (M, n) float64, NaN outside the slice; class slices are called ``"class 0"`` and so
-        on. Where a slice has fewer than `FEWEST_TO_TRAIN` members or non-members, a trained attacker gives no
-        scores (NaN) for it.
-
-    Raises
-    ------
-    ValueError
-        When an attack or slice is unknown, or shapes disagree.
+        (attack, slice) to scores; class slices are called ``"class 0"`` and so on. Where a slice has fewer than
+        `FEWEST_TO_TRAIN` members or non-members, a trained attacker gives no scores (NaN) for it.
 
     References
     ----------
@@ -100,11 +77,12 @@ def tf_privacy(
     logits, labels, members = check(logits, labels, members)
     _refuse_unknown("attack", attacks, TF_PRIVACY_ATTACKS)
     _refuse_unknown("slice", slices, ("all", "class", "correct", "wrong"))
-    judged = np.ones(len(labels), bool) if evaluated is None else np.asarray(evaluated)
     scores = {}
-    with _quiet():
-        for m in tqdm(range(len(members)), desc="TF-Privacy attacks", unit="target", disable=not progress):
-            masks = _slice_masks(logits[m], labels, judged, slices)
+    with warnings.catch_warnings():
+        # TF-Privacy's own precision and epsilon bound divide by zero on every call: those two are known.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=".*tensorflow_privacy")
+        for m in range(len(members)):
+            masks = _slice_masks(logits[m].argmax(axis=1) == labels, labels, slices)
             for number, (slice_name, mask) in enumerate(masks.items()):
                 for attack in attacks:
                     place = scores.setdefault((attack, slice_name), np.full(members.shape, np.nan))
@@ -114,19 +92,7 @@ def tf_privacy(
 
 
 def signal(logits, labels):
-    """How sure a model is of the true class: its logit minus the log-sum-exp of the other classes' logits.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    labels : numpy.ndarray
-        (n,) int.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, in nats; the log-odds of the true class.
+    """How sure a model is of the true class: its logit minus the log-sum-exp of the others', (M, n) float64, in nats.
 
     References
     ----------
@@ -152,30 +118,10 @@ def lira(logits, labels, members, variant="online", variance="pooled", shadows=N
     Threat model (auditor): the attacker trained shadow models on random halves of the same cohort, which is the worst
     case and what a data custodian should assume. Every model is the target in turn; all others are its shadow models
     but its complement twin, whose members are exactly the target's non-members. With `shadows` the attacker is an
-    outsider.
+    outsider: logits (S, n, k) and members (S, n) of other models, all of which are shadow models of every target.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    labels : numpy.ndarray
-        (n,) int.
-    members : numpy.ndarray
-        (M, n) bool; rows 2j and 2j + 1 are twins.
-    variant, variance
-        As in `likelihood_ratio`.
-    shadows : (numpy.ndarray, numpy.ndarray), optional
-        Logits (S, n, k) and members (S, n) of other models; all of them are shadow models of every target.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, higher = more likely a member; NaN for a patient who is in no shadow model (online) or in all.
-
-    Raises
-    ------
-    ValueError
-        As `likelihood_ratio`, or when an argument is not what `check` asks for.
+    `variant` and `variance` as in `likelihood_ratio`, which also says what is refused. A patient who is in no shadow
+    model (online), or in all, gets NaN.
 
     References
     ----------
@@ -192,7 +138,7 @@ def lira(logits, labels, members, variant="online", variance="pooled", shadows=N
     """
     logits, labels, members = check(logits, labels, members)
     if shadows is not None:
-        answers, _, known = _of_shadows(logits, labels, shadows)
+        answers, known = _of_shadows(logits, labels, shadows)
         shadows = signal(answers, labels), known
     return likelihood_ratio(signal(logits, labels), members, variant, variance, shadows)
 
@@ -205,7 +151,7 @@ def likelihood_ratio(signals, members, variant="online", variance="pooled", shad
     signals : numpy.ndarray
         (M, n), or (M, n, c) for c signals whose joint Gaussian is compared.
     members : numpy.ndarray
-        (M, n) bool; rows 2j and 2j + 1 are twins.
+        (M, n) bool.
     variant : {"online", "offline"}
         Online: log N(s; mu_in, cov_in) - log N(s; mu_out, cov_out). Offline: (s - mu_out) / sd_out, a monotone form of
         the paper's Phi of it that does not run into ties at 1; of several signals the sum of these distances after
@@ -215,16 +161,10 @@ def likelihood_ratio(signals, members, variant="online", variance="pooled", shad
     shadows : (numpy.ndarray, numpy.ndarray), optional
         Signals and members of other models; all of them are shadow models of every target.
 
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, as in `lira`.
-
     Raises
     ------
     ValueError
-        When an option is unknown, or some patient has fewer than 4 shadow models on a side that the variant needs;
-        says how many models are needed.
+        When some patient has fewer than 4 shadow models on a side that the variant needs; says how many are needed.
 
     Examples
     --------
@@ -271,11 +211,8 @@ def _mean(values, chosen, n_targets, leave_out):
 
 def _of_twin(values):
     """Row of the complement twin in place of each row; a last model without a twin has none (zeros)."""
-    twins = np.arange(len(values)) ^ 1
-    there = twins < len(values)
-    swapped = np.zeros_like(values)
-    swapped[there] = values[twins[there]]
-    return swapped
+    even = np.concatenate([values, np.zeros_like(values[: len(values) % 2])])
+    return even.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(even.shape)[: len(values)]
 
 
 def _refuse_few(attack, counts):
@@ -309,33 +246,13 @@ def _gaussian(signals, count, mean, covariance, own):
 def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
     """Robust membership inference: score how far the target is surer of this patient than of others.
 
-    Sureness is taken against reference models, and then compared with that of all other patients.
+    Sureness is taken against reference models, and then compared with that of all other patients: the score is the
+    share of others z with ratio(x) / ratio(z) >= `gamma`. The default of 1 keeps the order of all patients; with more,
+    patients of whom every model is sure tie at 0. Threat models, arguments and NaN as in `lira`.
 
-    Threat models as in `lira`.
-
-    Parameters
-    ----------
-    logits, labels, members, shadows
-        As in `lira`.
-    variant : {"online", "offline"}
-        Online: p(x) is the mean of the reference models that know the patient and of those that do not, equally
-        weighted.
-        Offline: from those that do not alone, p(x) = ((1 + a) p_out(x) + 1 - a) / 2, with a chosen for each target on
-        one
-        of its shadow models, never on the target.
-    gamma : float
-        How many times larger the patient's ratio must be than another's to count. The default of 1 keeps the order of
-        all patients; with more, patients of whom every model is sure tie at 0.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64: share of other patients z with ratio(x) / ratio(z) >= gamma; NaN as in `lira`.
-
-    Raises
-    ------
-    ValueError
-        As `lira`.
+    Online, p(x) is the mean of the reference models that know the patient and of those that do not, equally weighted.
+    Offline, from those that do not alone, p(x) = ((1 + a) p_out(x) + 1 - a) / 2, with a chosen for each target on one
+    of its shadow models, never on the target.
 
     References
     ----------
@@ -355,7 +272,7 @@ def rmia(logits, labels, members, variant="online", gamma=1.0, shadows=None):
     log_p = _log_likelihood(logits, labels)
     known, known_members = np.exp(log_p), members
     if shadows is not None:
-        answers, _, known_members = _of_shadows(logits, labels, shadows)
+        answers, known_members = _of_shadows(logits, labels, shadows)
         known = np.exp(_log_likelihood(answers, labels))
     counts, outside = _mean(known, ~known_members, len(log_p), shadows is None)
     counts_in, inside = _mean(known, known_members, len(log_p), shadows is None)
@@ -390,27 +307,18 @@ def _share_below(log_ratio, gamma):
 
 def _offline_constants(p, members, n_targets, leave_out, gamma):
     """For every target the constant a that serves best when one of its shadow models plays the target."""
-    grid = np.linspace(0, 1, 11)
-    best = []
+    grid, best = np.linspace(0, 1, 11), []
     for target in range(n_targets):
-        excluded = {target, target ^ 1} if leave_out else set()
-        usable = [s for s in range(len(p)) if s not in excluded]
-        player = usable[0]
-        rest = [s for s in usable if s not in (player, player ^ 1)]
-        outside_members = ~members[rest]
+        usable = np.setdiff1d(np.arange(len(p)), [target, target ^ 1] if leave_out else [])
+        player, rest = usable[0], usable[usable // 2 != usable[0] // 2]
         with np.errstate(invalid="ignore"):
-            outside = (p[rest] * outside_members).sum(axis=0) / outside_members.sum(axis=0)
+            outside = (p[rest] * ~members[rest]).sum(axis=0) / (~members[rest]).sum(axis=0)
         mixed = ((1 + grid[:, None]) * outside + 1 - grid[:, None]) / 2
-        shares = _share_below(_log(p[player]) - _log(mixed), gamma)
-        best.append(grid[int(np.argmax([_auc(share, members[player]) for share in shares]))])
+        shares, judged = _share_below(_log(p[player]) - _log(mixed), gamma), ~np.isnan(outside)
+        known = members[player, judged]
+        both = known.any() and not known.all()
+        best.append(grid[np.argmax([metrics.auc(share[judged], known) for share in shares])] if both else 0.0)
     return np.array(best)
-
-
-def _auc(scores, members):
-    judged = ~np.isnan(scores)
-    if members[judged].all() or not members[judged].any():
-        return 0.5
-    return metrics.auc(scores[judged], members[judged])
 
 
 SIGNALS = ("loss", "confidence", "entropy", "modified entropy")
@@ -419,28 +327,10 @@ SIGNALS = ("loss", "confidence", "entropy", "modified entropy")
 def threshold(logits, labels, members, signal_name="loss", per_class=False):
     """Judge everybody by one number of the model's output, or each class by a threshold of its own.
 
-    Threat model: the attacker sees the logits; for thresholds per class it also has shadow models, on which it finds,
-    for each class, how rare such a number is among non-members.
-
-    Parameters
-    ----------
-    logits, labels, members
-        As in `lira`.
-    signal_name : {"loss", "confidence", "entropy", "modified entropy"}
-        Log-odds of the true class; highest probability; minus the entropy; minus the modified entropy, which also knows
-        the true class.
-    per_class : bool
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64. Per class: share of the non-members of that class, over the shadow models, whose number is
-        smaller, ties half.
-
-    Raises
-    ------
-    ValueError
-        When the signal is unknown or shapes disagree.
+    The number is that of `SIGNALS`: log-odds of the true class; highest probability; minus the entropy; minus the
+    modified entropy, which also knows the true class. Threat model: the attacker sees the logits; for thresholds per
+    class it also has shadow models, on which it finds, for each class, how rare such a number is among non-members: the
+    score is the share of them whose number is smaller, ties half.
 
     References
     ----------
@@ -474,35 +364,20 @@ def _signal_values(logits, labels, name):
     if name == "loss":
         return signal(logits, labels)
     logs = log_softmax(np.asarray(logits, np.float64), axis=2)
-    p = np.exp(logs)
     if name == "confidence":
         return logs.max(axis=2)
+    p = np.exp(logs)
     if name == "entropy":
         return (p * logs).sum(axis=2)
     true = np.arange(logits.shape[2]) == np.asarray(labels)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_rest = np.log1p(-np.minimum(p, 1 - 1e-15))
-    return np.where(true, (1 - p) * logs, p * log_rest).sum(axis=2)
+    return np.where(true, (1 - p) * logs, p * np.log1p(-np.minimum(p, 1 - 1e-15))).sum(axis=2)
 
 
-def label_only(logits, labels, members, calibrated=True):
+def label_only(logits, labels, members):
     """Judge by the predicted class alone: a model is more often right about patients that it has learned.
 
-    Threat model: the attacker sees only the class that the model names; if calibrated, it also has shadow models of
-    which
-    it sees the same.
-
-    Parameters
-    ----------
-    logits, labels, members
-        As in `lira`; of the logits only the largest of each row is looked at.
-    calibrated : bool
-        Take off how often shadow models that do not know the patient are right about it.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64.
+    Threat model: the attacker sees only the class that the model names, and that of shadow models: how often those
+    that do not know the patient are right is taken off.
 
     References
     ----------
@@ -510,13 +385,12 @@ def label_only(logits, labels, members, calibrated=True):
 
     Examples
     --------
-    >>> label_only(np.array([[[0.0, 2.0], [1.0, 0.0]]]), np.array([1, 1]), np.array([[True, False]]), calibrated=False)
-    array([[1., 0.]])
+    >>> members = np.array([[True], [False], [False], [False]])
+    >>> label_only(np.array([[[0.0, 2.0]], [[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]), np.array([1]), members)[:1]
+    array([[1.]])
     """
     logits, labels, members = check(logits, labels, members)
     right = (logits.argmax(axis=2) == labels).astype(float)
-    if not calibrated:
-        return right
     return right - _mean(right, ~members, len(right), True)[1]
 
 
@@ -548,17 +422,13 @@ def span(inside, x, directions, ridge=0.0):
     directions : numpy.ndarray
         (M, n, h), of any length, as from the function of this name. Where it is zero the score is 0, that of nothing.
     ridge : float or numpy.ndarray
-        Added to X X^T, as a share of its mean diagonal; one for all models or (M,), as `ridges` chooses.
+        Added to X X^T, as a share of its mean diagonal; one for all models or (M,), as `ridges` chooses. Without one,
+        profiles that depend on one another are a ValueError.
 
     Returns
     -------
     numpy.ndarray
-        (M, n) float64: <C_i, v_i> / (|v_i| sqrt(((X X^T)^-1)_ii)), higher = more likely a member.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree, or profiles depend on one another and there is no ridge.
+        (M, n): <C_i, v_i> / (|v_i| sqrt(((X X^T)^-1)_ii)).
 
     Examples
     --------
@@ -574,19 +444,10 @@ def span(inside, x, directions, ridge=0.0):
 
 
 def left_out(inside, x, ridge=0.0):
-    """What all others say of a patient's products with the first kernel: a regression that leaves the patient out.
+    """What all others say of a patient's products with the first kernel: a regression without the patient, (M, n, h).
 
     It does not hold the patient's own noise, and so does not bias the choice of a direction as `inside` would.
-
-    Parameters
-    ----------
-    inside, x, ridge
-        As in `span`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, h).
+    Arguments as in `span`.
 
     Examples
     --------
@@ -600,7 +461,7 @@ def left_out(inside, x, ridge=0.0):
 
 
 def directions(products, further, labels, activation="relu"):
-    """Direction in which training pushes a patient's products with the first kernel.
+    """Direction in which training pushes a patient's products with the first kernel, (M, n, h) float64.
 
     The push on the logits is the true class less the probabilities: those of a start that knows nothing, 1 / k, and
     those of the end, averaged. Keras' own derivatives take it back through the layers.
@@ -617,11 +478,6 @@ def directions(products, further, labels, activation="relu"):
     activation : str or callable
         Of all layers but the last, as Keras knows it.
 
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, h) float64.
-
     Examples
     --------
     >>> directions(np.zeros((1, 1, 3)), [np.zeros((1, 3))], np.array([2])).round(2)
@@ -636,20 +492,11 @@ def directions(products, further, labels, activation="relu"):
 
 
 def ridges(inside, x, directions):
-    """Choose a ridge for each model from its weights alone, before anybody is accused; (M,).
+    """Choose a ridge for each model from its weights alone, before anybody is accused: (M,) shares, 1e-6 to 10.
 
     Where coefficients of mean square t lie under start noise of variance v, the ridge v / t predicts them best. Both
     are read off at a ridge of 0.01: the noise across the directions of training, and along them what exceeds it.
-
-    Parameters
-    ----------
-    inside, x, directions
-        As in `span`, with two units or more.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M,) shares of the mean diagonal of X X^T, from 1e-6 to 10 (where training cannot be seen).
+    Arguments as in `span`, with two units or more.
 
     References
     ----------
@@ -681,19 +528,7 @@ def _ridges(coefficients, x, directions):
 def on_weights(inside, x, further, labels, activation="relu", ridge=None):
     """Attack weights from beginning to end: left-out products, directions, ridge, score.
 
-    Parameters
-    ----------
-    inside, x
-        As in `span`.
-    further, labels, activation
-        As in `directions`.
-    ridge : float, optional
-        As in `span`; by default chosen for each model by `ridges`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) float64, higher = more likely a member.
+    Arguments as in `span` and `directions`; the ridge is by default chosen for each model by `ridges`.
 
     Examples
     --------
@@ -754,20 +589,9 @@ RIDGES = 10.0 ** np.arange(-3, 2.1, 0.5)
 def screen(x, labels):
     """Say who would be exposed, before anything is trained: whom all other patients speak against.
 
-    Ridge regression on the classes, each patient left out in turn, in closed form; its strength is the one of `RIDGES`
-    that predicts best so. It needs no model, no shadow models and no membership.
-
-    Parameters
-    ----------
-    x : numpy.ndarray
-        (n, d).
-    labels : numpy.ndarray
-        (n,) int.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) float64: the highest score of another class less that of the patient's own; higher = more exposed.
+    Ridge regression of the classes (n,) on profiles (n, d), each patient left out in turn, in closed form; its strength
+    is the one of `RIDGES` that predicts best so. It needs no model, no shadow models and no membership. What comes back
+    is (n,) float64, the highest score of another class less that of the patient's own; higher = more exposed.
 
     References
     ----------
@@ -824,25 +648,10 @@ def _along(values, directions):
 
 
 def check(logits, labels, members):
-    """Refuse what an attack would take and answer wrongly.
+    """Refuse what an attack would take and answer wrongly, naming the argument, what it holds and the way out.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k), finite, at least two classes, no probabilities.
-    labels : numpy.ndarray
-        (n,) whole numbers from 0 to k - 1.
-    members : numpy.ndarray
-        (M, n) bool.
-
-    Returns
-    -------
-    logits, labels, members : numpy.ndarray
-
-    Raises
-    ------
-    ValueError
-        Names the argument, what it holds and the way out.
+    Finite logits (M, n, k) of at least two classes, no probabilities; labels (n,), whole numbers from 0 to k - 1;
+    members (M, n) bool. All three come back as arrays.
 
     Examples
     --------
@@ -886,7 +695,7 @@ def _of_shadows(logits, labels, shadows):
             f"shadows: their models know {answers.shape[2]} classes, the target {logits.shape[2]}; train shadow models "
             "on patients of all of the target's classes"
         )
-    return answers, labels, known
+    return answers, known
 
 
 def _refuse_unknown(kind, given, known):
@@ -895,21 +704,17 @@ def _refuse_unknown(kind, given, known):
         raise ValueError(f"{kind} {unknown} is not known; choose among {', '.join(known)}")
 
 
-def _slice_masks(logits, labels, judged, slices):
-    correct = logits.argmax(axis=1) == labels
-    masks = {
-        "all": {"all": judged},
-        "correct": {"correct": judged & correct},
-        "wrong": {"wrong": judged & ~correct},
-    }
-    masks["class"] = {f"class {k}": judged & (labels == k) for k in np.unique(labels)}
+def _slice_masks(right, labels, slices):
+    masks = {"all": {"all": labels >= 0}, "correct": {"correct": right}, "wrong": {"wrong": ~right}}
+    masks["class"] = {f"class {k}": labels == k for k in np.unique(labels)}
     return {name: mask for slice_name in slices for name, mask in masks[slice_name].items()}
 
 
 def _run_one(attack, logits, labels, members):
+    scores = np.full(len(labels), np.nan)
     fewest = FEWEST_TO_TRAIN if TF_PRIVACY_ATTACKS[attack].is_trained_attack else 1
     if min(members.sum(), (~members).sum()) < fewest:
-        return np.full(len(labels), np.nan)
+        return scores
     data = AttackInputData(
         logits_train=logits[members],
         logits_test=logits[~members],
@@ -917,24 +722,9 @@ def _run_one(attack, logits, labels, members):
         labels_test=labels[~members],
     )
     answer = mia.run_attacks(data, SlicingSpec(entire_dataset=True), [TF_PRIVACY_ATTACKS[attack]])
-    scores = np.full(len(labels), np.nan)
-    if answer.single_attack_results:
-        scores[members] = answer.single_attack_results[0].membership_scores_train
-        scores[~members] = answer.single_attack_results[0].membership_scores_test
+    for one in answer.single_attack_results:
+        scores[members], scores[~members] = one.membership_scores_train, one.membership_scores_test
     return scores
-
-
-@contextlib.contextmanager
-def _quiet():
-    # TF-Privacy's own precision and epsilon bound divide by zero on every call: those two are known and left out.
-    # Its attackers repeat other warnings for every cell of their grids: each is said once, with its count.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    known = [w for w in caught if w.category is RuntimeWarning and "tensorflow_privacy" in w.filename]
-    rest = collections.Counter((w.category, str(w.message).splitlines()[0]) for w in caught if w not in known)
-    for (category, message), count in rest.items():
-        warnings.warn(f"TF-Privacy's attackers, {count} times: {message}", category, stacklevel=4)
 
 
 @contextlib.contextmanager

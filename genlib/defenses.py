@@ -3,9 +3,9 @@
 What Keras has itself (L2, dropout, label smoothing, fewer units or epochs) is a line of Keras and not here.
 
 Distillation shares a model that learned from what other models say, so that it meets its patients at second hand. All
-else here is a function from logits to logits, which changes nothing inside the model: whoever gets the model itself is
-not stopped by it. A defense that only hides the signal still leaves the predicted class, so it is judged by what an
-attacker can do with that too.
+else here is a function from logits (M, n, k) to what is shown, log-probabilities (M, n, k) float64, which changes
+nothing inside the model: whoever gets the model itself is not stopped by it. A defense that only hides the signal still
+leaves the predicted class, so it is judged by what an attacker can do with that too.
 """
 
 import numpy as np
@@ -103,17 +103,7 @@ class RelaxLoss(K.losses.Loss):
 
 
 def class_only(logits):
-    """Show the predicted class alone.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities: 0 for the predicted class, the same small value for all others.
+    """Show the predicted class alone: the same small probability for all others.
 
     Examples
     --------
@@ -124,26 +114,9 @@ def class_only(logits):
 
 
 def top(logits, n_shown, confidence=True):
-    """Show the most likely classes alone, with their probabilities or without.
+    """Show the most likely classes, 1 to k (else ValueError), with their probabilities or all as equally likely.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    n_shown : int
-        Number of classes shown, from 1 to k.
-    confidence : bool
-        False shows which classes, all as equally likely.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities; the rest is spread evenly over the classes that are not shown.
-
-    Raises
-    ------
-    ValueError
-        When `n_shown` is not from 1 to k.
+    The rest is spread evenly over the classes that are not shown.
 
     Examples
     --------
@@ -164,22 +137,7 @@ def top(logits, n_shown, confidence=True):
 
 
 def rounded(logits, decimals):
-    """Show probabilities rounded to a few decimals.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    decimals : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities.
-
-    References
-    ----------
-    Shokri et al., "Membership inference attacks against machine learning models", IEEE S&P 2017, section VIII.
+    """Show probabilities rounded to a few decimals: Shokri et al., IEEE S&P 2017, section VIII.
 
     Examples
     --------
@@ -190,27 +148,7 @@ def rounded(logits, decimals):
 
 
 def tempered(logits, temperature):
-    """Show softer probabilities: logits over a temperature above 1.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    temperature : float
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities.
-
-    Raises
-    ------
-    ValueError
-        When the temperature is not above 0.
-
-    References
-    ----------
-    Shokri et al., IEEE S&P 2017, section VIII.
+    """Show softer probabilities: logits over a temperature (above 0, else ValueError); Shokri et al., as `rounded`.
 
     Examples
     --------
@@ -223,22 +161,9 @@ def tempered(logits, temperature):
 
 
 def noisy(logits, scale, seed):
-    """Add Gaussian noise to logits where it does not change the predicted class.
+    """Add Gaussian noise of a standard deviation, in nats, to logits where it does not change the predicted class.
 
     One draw for each model and patient: who asks again gets the same answer.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-    scale : float
-        Standard deviation, in nats.
-    seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities, with the same largest class everywhere.
 
     Examples
     --------
@@ -257,25 +182,10 @@ def noisy(logits, scale, seed):
 
 
 def ranked(logits):
-    """Show the order of the classes alone.
+    """Show the order of the classes alone, as HAMP does: Chen, Pattabiraman, NDSS 2024, section IV-D.
 
     HAMP shows, in this order, the probabilities that the model gives to some random input. All that they tell of the
     patient is the order; here they are the same for everybody, halved from class to class.
-
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (M, n, k).
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n, k) float64, log-probabilities.
-
-    References
-    ----------
-    Chen, Pattabiraman: "Overconfidence is a dangerous thing: mitigating membership inference attacks by enforcing less
-    confident prediction", NDSS 2024, section IV-D.
 
     Examples
     --------
@@ -289,21 +199,8 @@ def ranked(logits):
 def smoothing_for(entropy_share, n_classes):
     """Label smoothing whose targets have a stated entropy, as HAMP chooses its soft labels.
 
-    Parameters
-    ----------
-    entropy_share : float
-        Entropy of a target as a share of the largest there is, log k; from 0 to below 1.
-    n_classes : int
-
-    Returns
-    -------
-    float
-        Share a with targets (1 - a) one-hot + a / k.
-
-    Raises
-    ------
-    ValueError
-        When the share is not from 0 to below 1.
+    `entropy_share` is that of a target as a share of the largest there is, log k: from 0 to below 1, else ValueError.
+    What comes back is the share a with targets (1 - a) one-hot + a / k.
 
     References
     ----------
@@ -332,24 +229,18 @@ def distill(model, x, labels, members, pupils, *, seed, temperature=1.0, **optio
 
     Parameters
     ----------
-    model, x, labels, members, seed
+    model, x, labels, members, seed, **options
         As in `genlib.bank.train`; the members train the teachers.
     pupils : numpy.ndarray
         (M, n) bool, whom each student learns from; their labels are not used. Whoever has the student may find them.
+        Nobody, or a member, is a ValueError.
     temperature : float
         Above 1, the teachers' answers are softened.
-    **options
-        Further arguments of `genlib.bank.train`, as ``epochs`` and ``batch_size``.
 
     Returns
     -------
     genlib.bank.Trained
         Of the students.
-
-    Raises
-    ------
-    ValueError
-        When a student has nobody to learn from, or learns from a member.
 
     References
     ----------
@@ -379,24 +270,16 @@ def self_distill(model, x, labels, members, *, seed, n_parts=10, n_absent=4, **o
 
     Parameters
     ----------
-    model, x, labels, members, seed
+    model, x, labels, members, seed, **options
         As in `genlib.bank.train`.
-    n_parts : int
-        Models that teach one student.
-    n_absent : int
-        How many of them each member is left out of; from 1 to below `n_parts`.
-    **options
-        Further arguments of `genlib.bank.train`, as ``epochs`` and ``batch_size``.
+    n_parts, n_absent : int
+        Models that teach one student, and how many of them each member is left out of: 1 to below `n_parts`, else
+        ValueError.
 
     Returns
     -------
     genlib.bank.Trained
         Of the students.
-
-    Raises
-    ------
-    ValueError
-        When `n_absent` is not from 1 to below `n_parts`.
 
     References
     ----------
@@ -430,18 +313,7 @@ def self_distill(model, x, labels, members, *, seed, n_parts=10, n_absent=4, **o
 
 
 def absences(members, n_parts, n_absent, seed):
-    """Draw which of a student's teachers each patient is left out of.
-
-    Parameters
-    ----------
-    members : numpy.ndarray
-        (M, n) bool.
-    n_parts, n_absent, seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n_parts, n) bool; `n_absent` of each patient's column are True.
+    """Draw which of a student's teachers each patient is left out of: (M, n_parts, n) bool, `n_absent` True a column.
 
     Examples
     --------

@@ -18,8 +18,8 @@ DATA = pathlib.Path(__file__).parent / "data"
 PATIENTS = 256  # patients whose ranks are computed at a time
 
 
-def transform(cohort, kind="rank", panel=None, reference=None):
-    """Turn a cohort's expression into features, each patient by itself or by a reference that is public.
+def transform(cohort, kind="rank", panel=None):
+    """Turn a cohort's expression into features, each patient by itself.
 
     Parameters
     ----------
@@ -28,8 +28,6 @@ def transform(cohort, kind="rank", panel=None, reference=None):
         Normal scores of the ranks within the patient's own profile; the values as they are; or profiles of norm 1.
     panel : str or sequence of str, optional
         A panel as `read_panel` takes it, or gene symbols; ranks and norms are then taken within it. Else all genes.
-    reference : pandas.DataFrame, optional
-        Columns mean and sd, one row a gene symbol, from a publication or another cohort (see `reference_of`).
 
     Returns
     -------
@@ -46,49 +44,18 @@ def transform(cohort, kind="rank", panel=None, reference=None):
     if kind not in ("rank", "log2", "unit"):
         raise ValueError(f"kind='{kind}' is not known; choose 'rank', 'log2' or 'unit'")
     if panel is None:
-        values, symbols = cohort.expression, cohort.genes
+        values = cohort.expression
     else:
         columns, missing = find_panel(cohort, panel)
         if missing:
             warnings.warn(f"{len(missing)} genes of the panel are not in {cohort.name}: {missing}", stacklevel=2)
-        values, symbols = np.asarray(cohort.data.X[:, columns]), cohort.data.var_names[columns]
+        values = np.asarray(cohort.data.X[:, columns])
     if kind == "rank":
         values = rank_scores(values)
     if kind == "unit":
         norms = np.linalg.norm(values, axis=1, keepdims=True)
         values = values / np.maximum(norms, np.finfo(np.float32).tiny)
-    return _by_reference(values.astype(np.float32), list(symbols), reference)
-
-
-def _by_reference(values, symbols, reference):
-    if reference is None:
-        return values
-    found = _rows_of(reference, symbols, "the reference has no gene", "choose a panel that it covers")
-    mean, sd = (reference.loc[found, column].to_numpy(np.float32) for column in ("mean", "sd"))
-    if not (np.isfinite(mean).all() and np.isfinite(sd).all() and (sd > 0).all()):
-        raise ValueError("the reference holds missing values, or an sd that is not above 0")
-    return (values - mean) / sd
-
-
-def _rows_of(table, symbols, words, way):
-    """Names of a table's rows for genes, by their symbols or former ones; those that it lacks are refused."""
-    former = former_symbols()
-    found = {symbol: [s for s in (symbol, *former.get(symbol, ())) if s in table.index] for symbol in symbols}
-    missing = [symbol for symbol, names in found.items() if not names]
-    if missing:
-        raise ValueError(f"{words} {', '.join(missing[:10])} ({len(missing)} of {len(found)}); {way}")
-    return [names[0] for names in found.values()]
-
-
-def reference_of(cohort, kind="rank", panel=None):
-    """Mean and sd of every gene's features in a cohort, to center and scale *another* cohort by, a DataFrame.
-
-    Taken from the very cohort that trains, it lets patients change each other's features, which no guarantee covers.
-    """
-    values = transform(cohort, kind, panel)
-    symbols = cohort.genes if panel is None else cohort.data.var_names[find_panel(cohort, panel)[0]]
-    sd = np.maximum(values.std(axis=0), np.finfo(np.float32).tiny)
-    return pd.DataFrame({"mean": values.mean(axis=0), "sd": sd}, index=list(symbols))
+    return values.astype(np.float32)
 
 
 def rank_scores(values):
@@ -188,10 +155,10 @@ def panel_name(panel):
     >>> panel_name("pam50"), panel_name("../mine/thyroid.gmt"), panel_name("hallmark.gmt#ESTROGEN"), panel_name(None)
     ('pam50', 'thyroid', 'ESTROGEN', None)
     """
-    if panel is None or ".gmt" not in panel.lower():
-        return panel
-    file, _, wanted = panel.partition("#")
-    return wanted or pathlib.Path(file).stem
+    if panel is None:
+        return None
+    path, wanted = _panel_file(panel)
+    return wanted or path.stem
 
 
 def _gene_sets(path):
@@ -311,7 +278,11 @@ def signature(cohort, panel="pam50"):
         raise ValueError(f"{words}. Name the cohort's classes alike, or train without a signature")
     missing = find_panel(cohort, panel)[1]
     symbols = [gene for gene in dict.fromkeys(read_panel(panel)) if gene not in missing]
-    found = _rows_of(table, symbols, f"no published centroid of {panel} for gene", f"add them to {path}")
-    chosen = table.loc[found, list(cohort.classes)].to_numpy().T
+    names = {gene: [one for one in (gene, *former_symbols().get(gene, ())) if one in table.index] for gene in symbols}
+    missing = [gene for gene, found in names.items() if not found]
+    if missing:
+        words = f"{', '.join(missing[:10])} ({len(missing)} of {len(names)}); add them to {path}"
+        raise ValueError(f"no published centroid of {panel} for gene {words}")
+    chosen = table.loc[[found[0] for found in names.values()], list(cohort.classes)].to_numpy().T
     shares = table.loc["prevalence", list(cohort.classes)].to_numpy(float)
     return Signature(chosen - chosen.mean(axis=1, keepdims=True), shares / shares.sum())

@@ -1,33 +1,17 @@
 """Which patient trains which model. Looks at labels and counts, never at expression.
 
-Model ``2j + 1`` is the complement twin of model ``2j``: who is a member of one is a non-member of the other.
+Model ``2j + 1`` is the complement twin of model ``2j``: who is a member of one is a non-member of the other. Everywhere
+`labels` (n,) int is the class of each patient, `n_models` an even number M (else ValueError), `reserved` (n,) bool who
+is in no model, `seed` an int; members are (M, n) bool.
 """
 
 import numpy as np
 
 
 def reserve(labels, share, seed):
-    """Keep some patients of each class out of every model and every evaluation.
+    """Keep a share (0 to below 1) of each class, rounded down, out of every model and every evaluation: (n,) bool.
 
     They serve for early stopping, tuning, distillation or as reference for a defense.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) class of each patient.
-    share : float
-        Part of each class to keep out, from 0 to below 1, rounded down.
-    seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (n,) bool, True for a reserved patient.
-
-    Raises
-    ------
-    ValueError
-        When `share` is not in [0, 1).
 
     Examples
     --------
@@ -44,28 +28,11 @@ def reserve(labels, share, seed):
 
 
 def target_split(labels, seed, reserved=None):
-    """Split patients into members and non-members of one target model, stratified by class.
+    """Split patients into members and non-members of one target model, stratified by class: (n,) bool each.
 
-    Every class is halved; where a class is odd, the patients left over go to either side by turns, so that the two
-    sides differ by one patient at most. Each patient is a member with probability 1/2 over seeds.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) class of each patient.
-    seed : int or sequence of int
-    reserved : numpy.ndarray, optional
-        (n,) bool, patients that go to neither side.
-
-    Returns
-    -------
-    members, nonmembers : numpy.ndarray
-        (n,) bool each, disjoint.
-
-    Raises
-    ------
-    ValueError
-        When a class has no two patients to split.
+    Every class is halved (one of a single patient is a ValueError); where a class is odd, the patients left over go to
+    either side by turns, so that the two sides differ by one patient at most. Each patient is a member with probability
+    1/2 over seeds.
 
     Examples
     --------
@@ -94,30 +61,10 @@ def _by_class(labels, eligible):
 
 
 def paired_halves(labels, n_models, seed, reserved=None):
-    """Split the patients in half for many models, in pairs of complement twins.
+    """Split the patients in half, stratified by class, for many models in pairs of complement twins.
 
     Halves have a fixed size: with them, "member" against "non-member" replaces one patient by another. They serve
     attacks without a claim about epsilon; for those use `bernoulli`.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) class of each patient; every half is stratified.
-    n_models : int
-        Even number of models M.
-    seed : int
-    reserved : numpy.ndarray, optional
-        (n,) bool, patients that are in no model.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) bool.
-
-    Raises
-    ------
-    ValueError
-        When `n_models` is not an even number of at least 2.
 
     Examples
     --------
@@ -130,29 +77,9 @@ def paired_halves(labels, n_models, seed, reserved=None):
 
 
 def bernoulli(n, n_models, seed, reserved=None):
-    """Draw each patient's membership by itself with probability 1/2, in pairs of complement twins.
+    """Draw membership of each of `n` patients by itself with probability 1/2, in pairs of complement twins.
 
     This is the draw that add-or-remove neighbors call for: one patient in or out, all others as they were.
-
-    Parameters
-    ----------
-    n : int
-        Number of patients.
-    n_models : int
-        Even number of models M.
-    seed : int
-    reserved : numpy.ndarray, optional
-        (n,) bool, patients that are in no model.
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) bool.
-
-    Raises
-    ------
-    ValueError
-        When `n_models` is not an even number of at least 2.
 
     Examples
     --------
@@ -166,23 +93,10 @@ def bernoulli(n, n_models, seed, reserved=None):
 
 
 def shadow_sets(n_members, n, n_models, seed):
-    """Draw who trains each shadow model: as many as trained the target, and nothing else of its split.
+    """Draw who trains each shadow model: as many of `n` as trained the target, and nothing else of its split.
 
     Patients are put in a circle at random, and each model of the circle leaves out the next ones; so all are left out
-    about equally often.
-
-    Parameters
-    ----------
-    n_members, n : int
-        Of the target, and patients in all.
-    n_models : int
-        At least; more are drawn where each patient would be in, or out of, too few.
-    seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (models, n) bool.
+    about equally often. More than `n_models` are drawn where each patient would be in, or out of, too few.
 
     Examples
     --------
@@ -199,22 +113,10 @@ def shadow_sets(n_members, n, n_models, seed):
 
 
 def canaries(n_fixed, n_canaries, n_models, seed):
-    """Members of an audit: the same patients in all models, and canaries that come and go by themselves.
+    """Members of an audit: the first `n_fixed` rows are in all models, the canaries behind come and go by themselves.
 
-    Parameters
-    ----------
-    n_fixed : int
-        Patients that are in every model; the first rows.
-    n_canaries : int
-        Rows behind them, each in each model with probability 1/2, independent of all else. No twins: an audit takes the
-        models as independent.
-    n_models : int
-    seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n_fixed + n_canaries) bool.
+    Each is in each model with probability 1/2, independent of all else; no twins, since an audit takes the models as
+    independent.
 
     Examples
     --------
@@ -226,25 +128,10 @@ def canaries(n_fixed, n_canaries, n_models, seed):
 
 
 def by_site(sites, n_models, seed):
-    """Split the hospitals in half for many models, in pairs of complement twins: non-members come from other hospitals.
+    """Split the hospitals, `sites` (n,) int, in half for many models, in pairs of complement twins.
 
-    Parameters
-    ----------
-    sites : numpy.ndarray
-        (n,) int, coded tissue source site of each patient.
-    n_models : int
-        Even number of models M.
-    seed : int
-
-    Returns
-    -------
-    numpy.ndarray
-        (M, n) bool; sites are taken in random order until half of the patients are members.
-
-    Raises
-    ------
-    ValueError
-        When there are fewer than two sites, or `n_models` is not an even number of at least 2.
+    Non-members come from other hospitals: these are taken in random order until half of the patients are members. With
+    fewer than two it is a ValueError.
 
     Examples
     --------
@@ -267,20 +154,9 @@ def by_site(sites, n_models, seed):
 
 
 def outsider_split(labels, seed):
-    """Split patients into the target's pool and an outsider's, disjoint and stratified by class.
+    """Split patients into the target's pool and an outsider's, disjoint and stratified by class: (n,) bool each.
 
     The outsider trains shadow models on patients of its own: none of the pool is in any of them.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (n,) class of each patient.
-    seed : int
-
-    Returns
-    -------
-    pool, outsiders : numpy.ndarray
-        (n,) bool each.
 
     Examples
     --------
@@ -294,10 +170,7 @@ def outsider_split(labels, seed):
 def check(labels, members, n_classes):
     """Refuse labels that are not whole numbers from 0 to `n_classes` - 1, and members that are not True or False.
 
-    Raises
-    ------
-    ValueError
-        Names the argument, what it holds and the way out.
+    A ValueError names the argument, what it holds and the way out.
 
     Examples
     --------

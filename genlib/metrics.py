@@ -3,6 +3,9 @@
 What is measured depends on which patients were there and on which models were trained, not answer by answer. Variances
 of attacks come from a bootstrap over patients and over twin pairs of models, those of utility from sums over patients;
 the interval of a rate is the exact one of as many patients as that variance speaks of.
+
+Scores and members are (M, n), higher = more likely a member, NaN = not judged. Tables have columns group, metric,
+estimate, low, high, n_patients, n_models. Shapes that disagree, and nobody to judge, are a ValueError.
 """
 
 import concurrent.futures
@@ -24,24 +27,9 @@ CHUNK = 500_000  # weighted answers that a thread holds at once, so that they st
 
 
 def roc(scores, members):
-    """Receiver operating characteristic of an attack, ties taken together.
+    """Receiver operating characteristic of an attack, ties taken together: fpr, tpr, thresholds.
 
-    Parameters
-    ----------
-    scores : numpy.ndarray
-        Any shape; NaN is left out.
-    members : numpy.ndarray
-        Same shape, bool.
-
-    Returns
-    -------
-    fpr, tpr, thresholds : numpy.ndarray
-        (number of different scores + 1,) each, from (0, 0) at an infinite threshold to (1, 1).
-
-    Raises
-    ------
-    ValueError
-        When there are no members or no non-members with a score.
+    From (0, 0) at an infinite threshold to (1, 1), one more than there are different scores. Scores have any shape.
 
     Examples
     --------
@@ -153,14 +141,9 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
 
     Parameters
     ----------
-    scores : numpy.ndarray
-        (M, n), higher = more likely a member, NaN = not judged.
-    members : numpy.ndarray
-        (M, n) bool.
-    groups : numpy.ndarray, optional
-        (n,) int, as the class of each patient.
-    group_names : sequence of str, optional
-        Name of group 0, 1, ...
+    scores, members : numpy.ndarray
+    groups, group_names : optional
+        (n,) int, as the class of each patient; name of group 0, 1, ...
     n_bootstrap : int
         Draws of patients and pairs behind each variance, at least 2; a quarter as many again take its inflation back.
     seed : int
@@ -170,13 +153,8 @@ def attack_table(scores, members, groups=None, group_names=None, n_bootstrap=500
     Returns
     -------
     pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models, false_positives, false_positive_patients.
-        Where the false positives are fewer than five, or of fewer than five patients, the rate is NaN.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree or nobody, or everybody, is a member.
+        With columns false_positives and false_positive_patients besides. Where the false positives are fewer than five,
+        or of fewer than five patients, the rate is NaN.
 
     References
     ----------
@@ -360,21 +338,9 @@ def _false_positives(answers, n_named):
 
 
 def bonferroni_low(table, n_statements=None):
-    """Lower ends of intervals that hold for many statements together.
+    """Lower ends of intervals that hold for many statements together, by default one a row of the table.
 
     A bootstrap has too few draws in its far tail, so the interval is widened as that of a normal estimate would be.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns estimate and low, the latter at the usual `CONFIDENCE`.
-    n_statements : int, optional
-        How many statements hold together; by default one a row.
-
-    Returns
-    -------
-    numpy.ndarray
-        (rows,)
 
     Examples
     --------
@@ -387,10 +353,12 @@ def bonferroni_low(table, n_statements=None):
     return estimate - wider * (estimate - low)
 
 
-def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE):
+def utility_table(logits, labels, judged, class_names=None):
     """Measure a classifier: accuracy, balanced accuracy, recall per class, Brier score, calibration error.
 
-    The intervals are those of another cohort, though all models share this one: a patient counts as one that is judged
+    Values pool all models. Brier score: squared distance of the class probabilities to the true class, 0 to 2.
+    Calibration error: over 10 equal bins of the highest probability, the mean gap between it and the share correct. The
+    95 % intervals are those of another cohort, though all models share this one: a patient counts as one that is judged
     and, as far as halves of the cohort tell, as one that others were trained on.
 
     Parameters
@@ -402,20 +370,6 @@ def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE)
     judged : numpy.ndarray
         (M, n) bool: whose predictions count, as ``~members`` for held-out patients.
     class_names : sequence of str, optional
-    level : float
-        Coverage of the intervals, each the exact one of as many patients as its variance speaks of.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models. Values pool all models. Brier score: squared
-        distance of the class probabilities to the true class, 0 to 2. Calibration error: over 10 equal bins of the
-        highest probability, the mean gap between it and the share correct.
-
-    Raises
-    ------
-    ValueError
-        When shapes disagree or nobody is judged.
 
     References
     ----------
@@ -429,11 +383,11 @@ def utility_table(logits, labels, judged, class_names=None, *, level=CONFIDENCE)
     >>> utility_table(logits, labels, np.ones((2, 40), bool)).set_index("metric").loc["accuracy", "estimate"]
     1.0
     """
-    rows = _utility_rows(logits, labels, judged, class_names, level)
+    rows = _utility_rows(logits, labels, judged, class_names)
     return _table(rows, "parts", len(judged))
 
 
-def _utility_rows(logits, labels, judged, class_names, level):
+def _utility_rows(logits, labels, judged, class_names):
     """Rows of `utility_table`, and in each the part that every answer has in the error of the estimate, (M, n)."""
     logits, labels, judged = np.asarray(logits), np.asarray(labels), np.asarray(judged, bool)
     if logits.shape[:2] != judged.shape or labels.shape != judged.shape[1:] or not judged.any():
@@ -459,9 +413,9 @@ def _utility_rows(logits, labels, judged, class_names, level):
         n, own = len(mine), parts.take(mine, axis=1)
         variance = _nested(own, judged.take(mine, axis=1))
         fewest = min((own > 0).any(axis=0).sum(), (own < 0).any(axis=0).sum())
-        row = _interval(estimate, variance, n, fewest, level)
+        row = _interval(estimate, variance, n, fewest, CONFIDENCE)
         if metric == "calibration error":
-            row["low"] = _interval(max(0.0, estimate - bias), variance, n, fewest, level)["low"]
+            row["low"] = _interval(max(0.0, estimate - bias), variance, n, fewest, CONFIDENCE)["low"]
         if metric == "Brier score":  # of 0 to 2: its half is taken for a rate
             row, parts = {name: 2 * value for name, value in row.items()}, 2 * parts
         rows.append({"group": group, "metric": metric, **row, "n_patients": n, "parts": parts})
@@ -508,20 +462,9 @@ def attack_difference(scores, baseline, members, groups=None, group_names=None, 
     """Compare an attack under two settings on the same patients and twin pairs, as with a defense and without.
 
     Overlap of two intervals decides nothing, since both move with the same patients. The interval is made of those of
-    the two tables, closer together by as much as the two measures rise and fall together over the draws.
-
-    Parameters
-    ----------
-    scores, baseline : numpy.ndarray
-        (M, n), of the setting and of what it is compared with.
-    members, groups, group_names, n_bootstrap, seed
-        As in `attack_table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns group, metric, estimate (setting less baseline), low, high, p_value, n_patients, n_models; one row for
-        each that both tables measure. `holm` corrects the p-values of all rows that one sentence speaks of.
+    the two tables, closer together by as much as the two measures rise and fall together over the draws. Arguments as
+    in `attack_table`; the estimate is that of `scores` less that of `baseline`, for what both tables measure. `holm`
+    corrects the p-values, a further column, of all rows that one sentence speaks of.
 
     References
     ----------
@@ -553,7 +496,7 @@ def utility_difference(logits, baseline, labels, judged, class_names=None):
     (-1.0, -0.88)
     """
     judged = np.asarray(judged, bool)
-    both = [_utility_rows(answers, labels, judged, class_names, CONFIDENCE) for answers in (logits, baseline)]
+    both = [_utility_rows(answers, labels, judged, class_names) for answers in (logits, baseline)]
     return _differences(*both, "parts", lambda parts: _nested(parts, judged)).assign(n_models=len(judged))
 
 
@@ -609,25 +552,12 @@ def holm(p_values):
     return adjusted
 
 
-def separation_table(points, labels, judged, level=CONFIDENCE):
-    """Measure how well classes lie apart in what models make of patients.
+def separation_table(points, labels, judged):
+    """Measure how well classes lie apart in what models make of patients: means over models, intervals over patients.
 
-    Parameters
-    ----------
-    points : sequence of numpy.ndarray
-        One (n, h) a model.
-    labels : numpy.ndarray
-        (n,) int.
-    judged : numpy.ndarray
-        (M, n) bool: whose points count, as ``~members`` for held-out patients.
-    level : float
-        Coverage of the intervals, over patients, given these models.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns group, metric, estimate, low, high, n_patients, n_models; means over models. Silhouette: -1 to 1, 1 is
-        best, each patient's within its own model. Davies-Bouldin index: 0 is best.
+    Silhouette: -1 to 1, 1 is best, each patient's within its own model. Davies-Bouldin index: 0 is best. `points` are
+    one (n, h) a model, `labels` (n,) int, `judged` (M, n) bool whose points count, as ``~members`` for held-out
+    patients.
 
     References
     ----------
@@ -648,19 +578,10 @@ def separation_table(points, labels, judged, level=CONFIDENCE):
     # Patients that are drawn twice would make classes look tighter, so tenths of them are left out instead.
     tenths = [np.arange(len(labels)) % 10 != part for part in range(10)]
     index, *less = (_davies_bouldin(points, labels, judged & kept) for kept in (True, *tenths))
-    found = {"silhouette": (silhouette, _nested(parts, judged)), "Davies-Bouldin index": (index, 9 * np.nanvar(less))}
-    rows = []
-    for metric, (estimate, variance) in found.items():
-        reach = ndtri((1 + level) / 2) * np.sqrt(variance)
-        row = {
-            "group": "all",
-            "metric": metric,
-            "estimate": estimate,
-            "low": estimate - reach,
-            "high": estimate + reach,
-        }
-        rows.append({**row, "n_patients": int(judged.any(axis=0).sum()), "n_models": len(judged)})
-    return pd.DataFrame(rows)
+    reach = ndtri((1 + CONFIDENCE) / 2) * np.sqrt([_nested(parts, judged), 9 * np.nanvar(less)])
+    table = pd.DataFrame({"metric": ["silhouette", "Davies-Bouldin index"], "estimate": [silhouette, index]})
+    table = table.assign(low=table["estimate"] - reach, high=table["estimate"] + reach, group="all")
+    return table.assign(n_patients=int(judged.any(axis=0).sum()), n_models=len(judged))
 
 
 def _davies_bouldin(points, labels, judged):

@@ -116,18 +116,8 @@ def scatter(points, groups, names, axis_names):
 def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
     """Draw estimates with their intervals, one line a row of the table, from top to bottom.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With columns estimate, low, high.
-    rows : str
-        Column that names the lines.
-    hue : str, optional
-        Column that tells marks apart, several on one line or one on each.
-    xlabel : str
-        With its unit.
-    chance : float, optional
-        Where an attacker who guesses, or a model that guesses, would stand.
+    `rows` is the column that names the lines, `hue` one that tells marks apart, several on one line or one on each;
+    `xlabel` has its unit, and `chance` is where an attacker who guesses, or a model that guesses, would stand.
 
     Examples
     --------
@@ -173,12 +163,8 @@ def histograms(values, names, xlabel):
 def roc_curves(curves, floor):
     """Draw ROC curves with both axes logarithmic, where low false positive rates can be read.
 
-    Parameters
-    ----------
-    curves : dict of str to (numpy.ndarray, numpy.ndarray)
-        Name to false and true positive rates.
-    floor : float
-        Lowest rate to show; below it a rate rests on too few patients.
+    `curves` are false and true positive rates by name; `floor` is the lowest rate to show: below it a rate rests on too
+    few patients.
 
     Examples
     --------
@@ -201,15 +187,7 @@ def roc_curves(curves, floor):
 def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     """Draw a quantity over epsilon with intervals, and what it is without privacy as a level line.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns epsilon, estimate, low, high and `hue`.
-    ylabel : str
-    reference : pandas.DataFrame, optional
-        One row a hue: the same quantity without privacy.
-    hue : str
-    chance : float, optional
+    The table has columns epsilon, estimate, low, high and `hue`, `reference` one row a hue: the same without privacy.
 
     Examples
     --------
@@ -249,11 +227,10 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
     Parameters
     ----------
     points : pandas.DataFrame
-        Columns setting, defense, utility, risk and the ends of both intervals, as `genlib.results.settings` gives them.
-        Rows without both numbers are left out; a risk of 0 is drawn at the lower edge.
+        As `genlib.results.settings` gives them. Rows without both numbers are left out; a risk of 0 is drawn at the
+        lower edge.
     named : numpy.ndarray
         (rows,) bool: which are named, with their intervals; the others are drawn small.
-    xlabel, ylabel : str
     chance, tolerance : float, optional
         Risks that are drawn as level lines.
     free : pandas.DataFrame, optional
@@ -328,11 +305,7 @@ def lines(table, xlabel, ylabel):
 def sizes_and_risks(table, hue, xlabel, ylabel):
     """Draw classes as points with intervals: how many patients each has, on a logarithmic axis, and its risk.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns patients, class, estimate, low, high, and `hue`, which tells cohorts apart.
-    hue, xlabel, ylabel : str
+    The table has columns patients, class, estimate, low, high, and `hue`, which tells cohorts apart.
 
     Examples
     --------

@@ -4,7 +4,6 @@ A form says what stands where, and ends in `Parts`. The checks say who is a pati
 refused; what they decide is kept as notes. No message names a patient: rows and columns are counted.
 """
 
-import bz2
 import collections
 import contextlib
 import csv
@@ -12,10 +11,9 @@ import dataclasses
 import gzip
 import io
 import itertools
-import lzma
-import os
 import pathlib
 import re
+import typing
 import unicodedata
 import warnings
 import zipfile
@@ -26,6 +24,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from genlib import results
+
 BLOCK = 500  # lines read at a time, so that text never takes more memory than the numbers
 HIGHEST_LOG2, LOWEST_LOG2 = 40.0, -40.0
 csv.field_size_limit(1 << 30)  # a line of many genes, cut at another separator, is one long field
@@ -35,7 +35,6 @@ SPELLED = [spell(word) for word in (*MISSING, "NaN") for spell in (str, str.uppe
 COUNTERS = re.compile(r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)")
 BARCODE = re.compile(r"(?P<who>tcga-\w{2}-\w{4}|target-\d\d-\w{6})(-(?P<type>\d\d)[a-z]?(-.*)?)?$")
 PRIMARY, NORMAL = (1, 3, 5, 9), (10, 11, 12, 13, 14, 20, 40, 50, 60, 61)
-PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 ODD = {
     b"version https://git-lfs": "it is a pointer of Git LFS, not the data; run 'git lfs pull' where it came from",
     (b"<!doctype", b"<html"): "it is a web page, not a table; fetch the file itself",
@@ -72,14 +71,6 @@ def _columns(table):
 # --- what the user says ---------------------------------------------------------------------------------------------
 
 
-CHOICES = {
-    "several": ("refuse", "first", "mean"),
-    "unmatched": ("refuse", "drop"),
-    "units": (None, "linear", "log2"),
-    "drop_constant_genes": (False, True),
-}
-
-
 @dataclasses.dataclass
 class Options:
     """What may be said of a file beside its name; see `genlib.cohorts.load`."""
@@ -93,34 +84,28 @@ class Options:
     drop_classes: tuple = ()
     min_class_size: int = 10
     missing: tuple = MISSING
-    several: str = "refuse"
-    unmatched: str = "refuse"
-    units: str = None
+    several: typing.Literal["refuse", "first", "mean"] = "refuse"
+    unmatched: typing.Literal["refuse", "drop"] = "refuse"
+    units: typing.Literal[None, "linear", "log2"] = None
     layer: str = None
     drop_constant_genes: bool = False
-    name: str = None
     classes: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         """Take words, numbers and lists as they are meant, and refuse what may be meant in two ways."""
         self.missing = MISSING if self.missing is None else self.missing
         for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
+            name, known = field.name, typing.get_args(field.type)
+            like = {} if name == "classes" else field.default
+            value = results.meant(like, getattr(self, name), name)
             if field.type is tuple:
-                several = value if hasattr(value, "__iter__") and not isinstance(value, str) else (value,)
-                setattr(self, name, tuple(_word(name, one) for one in several if one is not None))
-            elif field.type is str:
-                setattr(self, name, _word(name, value))
+                value = tuple(results.meant("", one, name) for one in value if one is not None)
+            if known and value not in known:
+                raise ValueError(f"{name}='{value}' is not known; choose one of {', '.join(map(str, known))}")
+            setattr(self, name, value)
         self.missing = ("", *(word.strip().lower() for word in self.missing))
-        size, constant = str(self.min_class_size), self.drop_constant_genes
-        if not size.isdigit() or int(size) < 2:
-            raise ValueError(f"min_class_size={self.min_class_size!r} must be a whole number of at least 2")
-        self.min_class_size = int(size)
-        self.drop_constant_genes = {"true": True, "false": False}.get(str(constant).lower(), constant)
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                said = ", ".join(map(str, known))
-                raise ValueError(f"{name}='{getattr(self, name)}' is not known; choose one of {said}")
+        if self.min_class_size < 2:
+            raise ValueError(f"min_class_size={self.min_class_size} must be at least 2")
 
 
 def options_of(given):
@@ -136,14 +121,6 @@ def options_of(given):
     if unknown:
         raise ValueError(f"unknown option '{unknown[0]}' of a cohort; the options are {', '.join(known)}")
     return Options(**given)
-
-
-def _word(name, value):
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | os.PathLike) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"{name}: {value!r} is not text, as YAML reads no and 1e1; write it in quotes, as {name}: 'no'")
 
 
 # --- one table as it stands in a file -------------------------------------------------------------------------------
@@ -174,17 +151,12 @@ def _refuse_odd_file(path):
 
 
 def _unpacked(path):
-    """The bytes of a file as a stream, whatever packs them and whatever its name says."""
-    start = path.open("rb").read(6)
-    if not start.startswith(b"PK\x03\x04"):
-        return next((unpack for sign, unpack in PACKED.items() if start.startswith(sign)), open)(path, "rb")
-    with zipfile.ZipFile(path) as packed:
-        names = [n for n in packed.namelist() if not n.endswith("/") and not n.startswith("__MACOSX")]
-        if "xl/workbook.xml" in names:
-            cells = pd.read_excel(path, header=None, dtype=str, keep_default_na=False, na_filter=False)
-            return io.BytesIO(cells.to_csv(sep="\t", header=False, index=False).encode())
-        refuse(path, len(names) != 1, f"it holds {len(names)} files; unpack it and give the one that is meant")
-        return io.BytesIO(packed.read(names[0]))
+    """The bytes of a file as a stream, gzip undone whatever its name says; a workbook as text."""
+    start = path.open("rb").read(4)
+    if start == b"PK\x03\x04":
+        cells = pd.read_excel(path, engine="openpyxl", header=None, dtype=str, keep_default_na=False, na_filter=False)
+        return io.BytesIO(cells.to_csv(sep="\t", header=False, index=False).encode())
+    return (gzip.open if start.startswith(b"\x1f\x8b") else open)(path, "rb")
 
 
 def _lines(path):
@@ -196,8 +168,8 @@ def _lines(path):
             for number, line in enumerate(io.TextIOWrapper(raw, encoding=encoding), 1):
                 refuse(path, "\0" in line, f"line {number} holds a zero byte, so it is no text; save it as UTF-8")
                 yield number, line.rstrip("\n")
-    except (UnicodeError, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, KeyError) as error:
-        words = "it is not UTF-8, is cut short, or of another kind than its name says; fetch it, or save it as .csv"
+    except (UnicodeError, OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError) as error:
+        words = "it is not UTF-8, is cut short, or must be unpacked; fetch or unpack it, or save it as .csv"
         raise ValueError(f"{path} cannot be read ({error}): {words}") from error
 
 
@@ -928,10 +900,8 @@ def _values(parts, options):
     empty = finite.mean(axis=1) < 0.5
     refuse(path, empty, f"{empty.sum()} patients have hardly any value, at {parts.where(empty)}; remove them")
     genes = list(names[~finite.all(axis=0)])
-    words = f"{(~finite).sum()} missing or infinite values in {len(genes)} genes: {some(genes)}; first in {parts.axis}"
-    words = (
-        f"{words} {some(parts.obs['place'][~finite.all(axis=1)][:1])}. Impute them or remove those genes or patients"
-    )
+    words, first = f"{(~finite).sum()} missing or infinite values", parts.where(~finite.all(axis=1))
+    words = f"{words} in {len(genes)} genes: {some(genes)}; at {first}. Impute them or remove those genes or patients"
     refuse(path, genes and not parts.portal, f"{words}, as ignore={genes[:20]}")
     codes = np.isin(values, (-99, -999, -9999, -99999))
     genes, codes = list(names[codes.any(axis=0)]), some(np.unique(values[codes]).astype(int))

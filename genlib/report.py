@@ -13,18 +13,7 @@ GLOBAL = "TPR at the global threshold, FPR 0.01"  # found by one attacker, who h
 
 
 def percent(row, digits=None):
-    """Write a rate with its interval in percent, or say that it could not be measured.
-
-    Parameters
-    ----------
-    row : mapping
-        With estimate, low and high as shares.
-    digits : int, optional
-        By default one below 10 %, else none.
-
-    Returns
-    -------
-    str
+    """Write a rate (estimate, low, high) in percent, by default with a digit below 10 %, or that it is not measurable.
 
     Examples
     --------
@@ -93,20 +82,10 @@ def class_sizes(table):
 
 
 def settings_table(table, group="all"):
-    """Put every setting into one row in words, first the classifiers that no patient trained.
+    """Put every setting of a results table into one row in words, first the classifiers that no patient trained.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results of a run, or of one notebook.
-    group : str
-        ``"all"`` or a class: then recall stands for balanced accuracy, and members and non-members are of that class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns setting, the utility, members found (at 1 % of the group's own non-members accused, by the attack that
-        finds most), attack, AUC (the highest).
+    Columns setting, the utility, members found (at 1 % of the group's own non-members accused, by the attack that finds
+    most), attack, AUC (the highest). Of a class, recall stands for balanced accuracy.
     """
     utility = "balanced accuracy" if group == "all" else "recall"
     areas = results.settings(table, utility, "AUC", group).set_index("setting")
@@ -156,22 +135,8 @@ def class_table(table):
 def answer(table, tolerance=0.03, floor=0.5):
     """Answer the study's question in a few sentences: how useful, how leaky, for whom, and what may be shared.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results of a run.
-    tolerance, floor : float
-        As in `genlib.results.decisions`.
-
-    Returns
-    -------
-    list of str
-        The lines of the template ``data/answer.md``.
-
-    Raises
-    ------
-    LookupError
-        When a notebook that this needs has not been run.
+    The lines of the template ``data/answer.md``; `tolerance` and `floor` as in `genlib.results.decisions`. A notebook
+    that this needs and that has not been run is a LookupError.
     """
     useful = results.select(table, notebook="02_target_model", group="all", metric="balanced accuracy", control="")
     target = results.one(useful, trainer="bank")
@@ -209,23 +174,9 @@ def summary(table):
 def card(table, manifest):
     """Put together the privacy-risk card: of the most useful model that passes, or else of the strictest promise.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Results of a run.
-    manifest : dict
-        Its manifest.
-
-    Returns
-    -------
-    dict
-        What ``risk_card.json`` holds and the template ``data/risk_card.md`` shows. Rates are shares from 0 to 1, with
-        the ends of 95 % intervals; null where they could not be measured.
-
-    Raises
-    ------
-    LookupError
-        When notebooks 01 and 05 have not been run.
+    What ``risk_card.json`` holds and the template ``data/risk_card.md`` shows, of a run's results and its manifest.
+    Rates are shares from 0 to 1, with the ends of 95 % intervals; null where they could not be measured. Without
+    notebooks 01 and 05 it is a LookupError.
     """
     chosen = manifest.get("run", {}).get("parameters", {})
     tolerance, floor = chosen.get("tolerance", 0.03), chosen.get("floor", 0.5)
@@ -282,17 +233,9 @@ def _render(template, **values):
 
 
 def write(run_folder):
-    """Write the page of a run (``index.html``), its notebooks as HTML, and its risk card.
+    """Write the page of a run (``index.html``), its notebooks as HTML, and its risk card, from what its folder holds.
 
-    Parameters
-    ----------
-    run_folder : path-like
-        With ``results.csv``, ``manifest.json`` and executed notebooks.
-
-    Returns
-    -------
-    list of str
-        What could not be written, and why.
+    What could not be written, and why, comes back as a list of str.
     """
     import nbconvert  # here and below: two seconds that no notebook need wait for
 
@@ -338,13 +281,7 @@ def title(path):
 def notebook_page(path, exclude_input=False, **shown):
     """Turn an executed notebook into a page that needs no network, with words for every picture.
 
-    Parameters
-    ----------
-    path : path-like
-    exclude_input : bool
-        Whether code is left out.
-    **shown
-        What the template ``data/page.html`` shows besides.
+    `exclude_input` leaves code out; `shown` is what the template ``data/page.html`` shows besides.
     """
     import nbconvert
     import nbformat

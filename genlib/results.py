@@ -103,10 +103,10 @@ def code_digest(*modules):
     return digest(*[path.read_bytes() for path in [HERE / f"{name}.py" for name in modules] or sorted(every)])
 
 
-def file_digest(path):
-    """SHA-256 of one file, read in pieces."""
+def file_digest(path, kind="sha256"):
+    """Checksum of one file, read in pieces."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def save_arrays(path, **arrays):
@@ -142,23 +142,11 @@ def load_arrays(path):
 
 
 def record(run_folder, notebook, table, **context):
-    """Keep a table of results as the tidy rows of one notebook, replacing what that notebook left before.
+    """Keep rows of results (a table, or several) as those of one notebook, replacing what that notebook left before.
 
-    Parameters
-    ----------
-    run_folder : path-like
-        Folder of the run, ``outputs/RUN``.
-    notebook : str
-        Name of the notebook, as ``"03_answers"``.
-    table : pandas.DataFrame or list of pandas.DataFrame
-        Rows with columns out of `COLUMNS`; what is missing there is left empty.
-    **context
-        Columns with one value for all rows, as ``cohort="tcga-brca"``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows as written. A column that is not known, a row without a metric or two with the same `KEYS` are errors.
+    Columns are out of `COLUMNS`; what is missing is left empty, and `context` has columns with one value for all rows.
+    A column that is not known, a row without a metric or two with the same `KEYS` are a ValueError. The rows as written
+    come back.
 
     Examples
     --------
@@ -173,7 +161,7 @@ def record(run_folder, notebook, table, **context):
     if len(wrong):
         row = wrong[KEYS].iloc[0].to_dict()
         raise ValueError(f"results of {notebook}: a row is repeated or has no metric: {row}")
-    _write_csv(pathlib.Path(run_folder) / "parts" / f"{notebook}.csv", table)
+    write_csv(pathlib.Path(run_folder) / "parts" / f"{notebook}.csv", table)
     return table
 
 
@@ -196,7 +184,8 @@ def tidy(table, **context):
     return table.reindex(columns=COLUMNS).fillna(dict.fromkeys(words, "")).astype(kinds | dict.fromkeys(words, str))
 
 
-def _write_csv(path, table):
+def write_csv(path, table):
+    """Write a table without its index, atomically."""
     with atomic_path(path) as part:
         table.to_csv(part, index=False)
 
@@ -230,17 +219,12 @@ def read(path):
 def merge(run_folder):
     """Join the parts of all notebooks into ``results.csv``, the one table of the run, and return it."""
     table = load(run_folder)
-    _write_csv(pathlib.Path(run_folder) / "results.csv", table)
+    write_csv(pathlib.Path(run_folder) / "results.csv", table)
     return table
 
 
 def one(table, **where):
-    """Pick the one row of a results table that fits, as `select`.
-
-    Raises
-    ------
-    LookupError
-        When no row fits, or more than one.
+    """Pick the one row of a results table that fits, as `select`; none, or more than one, is a LookupError.
 
     Examples
     --------
@@ -291,21 +275,10 @@ def risks(table, metric=FOUND):
 def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
     """Put every setting that was attacked into one row: its utility to held-out patients, and its strongest attack.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `load` gives it.
-    utility, risk : str
-        Metrics: of classification (more is better), and of an attack (less is better; the attack with most counts).
-    group : str
-        Whose: ``"all"`` or a class.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns setting (its `label`, told apart by network and notebook where needed), those of `SETTING`, shared
-        (what the setting hands out), n_patients, utility, utility_low, utility_high, attack, attacker, risk, risk_low,
-        risk_high, bound.
+    `utility` and `risk` are metrics: of classification (more is better), and of an attack (less is better; the attack
+    with most counts); `group` is ``"all"`` or a class. Columns setting (its `label`, told apart by network and notebook
+    where needed), those of `SETTING`, shared (what the setting hands out), n_patients, utility, utility_low,
+    utility_high, attack, attacker, risk, risk_low, risk_high, bound.
 
     Examples
     --------
@@ -352,22 +325,11 @@ def baselines(table, metric="balanced accuracy", group="all"):
 
 
 def verdict(risk, tolerance):
-    """Judge one thing that is handed out by every attack on every group that was measured.
+    """Judge one thing that is handed out by every attack on every group that was measured: verdict and reason.
 
     It *fails* where the lower end of an interval, corrected for all of them together by Holm's rule (Scandinavian
-    Journal of Statistics 6, 1979), is above the tolerance; *passes* where a proven bound or every upper end is not; and
-    else it *cannot be told*.
-
-    Parameters
-    ----------
-    risk : pandas.DataFrame
-        Rows of `FOUND`: estimate, low, high, bound, attack, group, n_patients.
-    tolerance : float
-        Largest share of members that may be found.
-
-    Returns
-    -------
-    verdict, reason : str
+    Journal of Statistics 6, 1979), is above the tolerance, the largest share of members that may be found; *passes*
+    where a proven bound or every upper end is not; and else it *cannot be told*. `risk` are rows of `FOUND`.
 
     Examples
     --------
@@ -395,22 +357,10 @@ def decisions(table, tolerance=0.03, floor=0.5):
     """Say of every setting whether its answers and whether its model may be shared, and why.
 
     Answers are judged by the attacks on answers, a model by the attacks on answers and on weights together; a defense
-    that changes answers only is none of the model.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `load` gives it.
-    tolerance : float
-        Largest share of members that may be found, in every class and by every attack, at 1 false accusation in 100.
-    floor : float
-        Least balanced accuracy: what is surely below fails, what is not surely above cannot be told.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `settings` with answers, model (of `VERDICTS`), and why, for the model where it is handed out; what passes
-        first, and of that the most useful.
+    that changes answers only is none of the model. `tolerance` is the largest share of members that may be found, in
+    every class and by every attack, at 1 false accusation in 100; `floor` the least balanced accuracy: what is surely
+    below fails, what is not surely above cannot be told. What comes back is `settings` with answers, model (of
+    `VERDICTS`), and why, for the model where it is handed out; what passes first, and of that the most useful.
 
     Examples
     --------
@@ -428,13 +378,10 @@ def decisions(table, tolerance=0.03, floor=0.5):
 
 def counted(decided):
     """Count models by their verdict, each recipe once though two notebooks measured it: the worse verdict counts."""
-    once = select(decided, shared="model").drop_duplicates(
-        [name for name in SETTING if name != "notebook"], keep="last"
-    )
-    useless = once["why"].str.startswith("balanced accuracy below")
-    return (
-        once["model"].where(~useless, "useless").value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
-    )
+    recipe = [name for name in SETTING if name != "notebook"]
+    once = select(decided, shared="model").drop_duplicates(recipe, keep="last")
+    verdicts = once["model"].mask(once["why"].str.startswith("balanced accuracy below"), "useless")
+    return verdicts.value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
 
 
 def _judge(risk, row, tolerance, floor):
@@ -480,21 +427,10 @@ def pooled(table, by):
 
 
 def rank_correlation(x, y, groups, n_draws=2000, seed=0):
-    """Correlate ranks within groups: Spearman's coefficient, and its permutation test within groups.
+    """Correlate ranks within groups: Spearman's coefficient (-1 to 1), and the p-value of shuffles within groups.
 
-    Groups that differ as a whole make no correlation.
-
-    Parameters
-    ----------
-    x, y, groups : array-like
-        (points,), no missing values; groups as the cohort of each class.
-    n_draws, seed : int
-
-    Returns
-    -------
-    coefficient, p : float
-        Of -1 to 1, or NaN where no group has two points that differ; share of shuffles (with the data itself) whose
-        coefficient is as far from 0 or farther.
+    Groups that differ as a whole make no correlation; the coefficient is NaN where no group has two points that differ.
+    The data itself counts among the shuffles, which are as far from 0 or farther.
 
     Examples
     --------
@@ -525,12 +461,8 @@ def save_json(path, value):
 def environment():
     """What a number may depend on beside its parameters: versions, machine, commit and time.
 
-    Returns
-    -------
-    dict
-        ``versions`` of Python and the packages, ``platform``, ``processors`` (how many), ``processor`` (of what kind),
-        ``blas`` (NumPy's, with its kind of core and threads), ``git_commit`` (None outside a checkout; ends in
-        ``+changes`` when files differ from it) and ``time``.
+    ``processor`` is its kind, ``processors`` how many, ``blas`` NumPy's with its kind of core and threads;
+    ``git_commit`` is None outside a checkout, and ends in ``+changes`` when files differ from it.
 
     Examples
     --------
@@ -539,11 +471,9 @@ def environment():
     """
     words = ("internal_api", "version", "architecture", "num_threads")
     blas = [" ".join(str(one[word]) for word in words if word in one) for one in threadpoolctl.threadpool_info()]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "processor": _processor(),
@@ -608,6 +538,42 @@ def parse_yaml(text, where):
     except yaml.YAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if getattr(error, "problem_mark", None) else ""
         raise ValueError(f"{where} is no YAML: {line}{getattr(error, 'problem', error)}") from error
+
+
+def meant(like, value, where):
+    """Take a value for what is meant, where there is no doubt: for one of the kind of another (None: for a word).
+
+    Raises
+    ------
+    ValueError
+        Begins with `where`, and says how to write it.
+
+    Examples
+    --------
+    >>> meant(1, "1e1", "n_models"), meant([], "LumB", "drop_classes"), meant("", 3, "label")
+    (10, ['LumB'], '3')
+    """
+    kind, way = type(like), f"like {like!r}"
+    if kind is dict:
+        if value is None or isinstance(value, dict):
+            return value or {}
+    elif kind in (list, tuple):
+        if not isinstance(value, dict):
+            alone = isinstance(value, str) or not hasattr(value, "__iter__")
+            return kind(() if value is None else (value,) if alone else value)
+    elif like is None or kind is str:
+        way = "in quotes, as YAML reads no and 1e1"
+        if value is None or isinstance(value, str | int | os.PathLike) and not isinstance(value, bool):
+            return value if value is None else str(value)
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = kind(float(value))
+            if number == float(value):
+                return number
+    raise ValueError(f"{where}: {value!r} cannot be; write it {way}")
 
 
 def update_manifest(run_folder, section, value):

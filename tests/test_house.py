@@ -46,6 +46,10 @@ def test_there_are_at_most_sixteen_rooms():
     assert len(TREES) <= 16, sorted(TREES)
 
 
+def test_the_rooms_together_stay_thin():
+    assert sum(len(code_lines(path.read_text())) for path in PATHS) <= 4574
+
+
 def test_no_room_is_reached_from_itself():
     reached = {room: set(imported(tree).values()) - {room} for room, tree in TREES.items()}
     for _ in TREES:

@@ -125,6 +125,8 @@ class TestRead:
             (GENES, CLASSES[1:], "and classes.txt 2, at least 2: mend"),
             ([*GENES[:-1], "G0"], CLASSES, "genes.txt: a name stands twice"),
             (["G0\t1", *GENES[1:]], CLASSES, "lines differ in length"),
+            ([f"{gene}\t8\t0" for gene in GENES], CLASSES, "an sd is not above 0"),
+            ([f"{gene}\tx\t1" for gene in GENES], CLASSES, "a mean or sd is no number"),
         ],
     )
     def test_names_that_do_not_fit_are_refused(self, tmp_path, genes, classes, message):

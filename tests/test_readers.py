@@ -258,8 +258,6 @@ READ = {
     "gz": lambda f: a_table(f, name="a.csv.gz", change=gzip.compress),
     "plain called gz": lambda f: a_table(f, name="a.csv.gz"),
     "packed without saying so": lambda f: a_table(f, change=gzip.compress),
-    "bz2": lambda f: a_table(f, name="a.csv.bz2", change=bz2.compress),
-    "zip": lambda f: a_table(f, name="a.csv.zip", change=zipped),
     "R's header in a table": lambda f: a_table(f, rows=[rows_of(table())[0][1:], *rows_of(table())[1:]]),
     "turned": lambda f: a_table(f, rows=[list(row) for row in zip(*rows_of(table()), strict=True)]),
     "bytes as text": lambda f: a_table(f, rows=rows_of(table(subtype=[f"b'{c}'" for c in CLASSES]))),
@@ -512,7 +510,7 @@ REFUSED = {
     "survival": (beside(OS_MONTHS=VALUES[:, 0] * 10.1), "seem to hold no expression: OS_MONTHS", N),
     "high": (beside(marker=VALUES[:, 0] * 10.1), "1 of 41 columns reach more than 40", N),
     "hospital": (beside(hospital=["a", "b"] * 18), "'hospital' holds text", N),
-    "missing value": (cells({(4, "KRT5"): None}), "1 missing or infinite values in 1 genes: KRT5; first in row 5", N),
+    "missing value": (cells({(4, "KRT5"): None}), "1 missing or infinite values in 1 genes: KRT5; at rows 5", N),
     "infinite value": (cells({(4, "KRT5"): 1e300}), "1 missing or infinite values in 1 genes: KRT5", N),
     "code for missing": (cells({(4, "KRT5"): -999}), "values as -999 in KRT5 are a code for missing", N),
     "patient without values": (cells({(4, g): "NA" for g in GENES}), "1 patients have hardly any value, at rows", None),
@@ -567,7 +565,7 @@ FILES = {
     "scaled h5ad": (lambda f: h5ad(f, **LAYERS), "give the values before that step, as layer='log2'", N),
     "donors twice": (lambda f: h5ad(f, obs=PAIRS) | {"min_class_size": 6}, "'donor_id' names 18 patients for 36", 18),
     "registry's own": (lambda f: a_table(f) | {"label": "subtyp"}, "those of text are: patient, subtype", None),
-    "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds the class", None),
+    "no label": (lambda f: a_table(f) | {"label": None}, "say which column holds each patient's class", None),
     "genes in rows, a patient twice": (lambda f: a_table(f, rows=[list(r) for r in zip(*rows_of(table()), strict=True)],
         change=lambda b: b.replace(b"PX-0007", b"PX-0006")), "1 patient names come more than once at columns 9", None),
     "genes in rows, no label": (lambda f: a_table(f, rows=matrix()), "Where genes are rows", None),
@@ -577,7 +575,8 @@ FILES = {
     "zero byte": (lambda f: a_table(f, change=lambda b: b.replace(b"LumA", b"Lu\0A", 1)), "line 3 holds a zero", None),
     "Latin-1": (lambda f: a_table(f, change=lambda b: b.replace(b"LumA", b"Lum\xe4", 1)), "is not UTF-8", None),
     "gz cut short": (lambda f: a_table(f, change=lambda b: gzip.compress(b)[:600]), "cannot be read", None),
-    "several in a zip": (lambda f: a_table(f, change=lambda b: two_in_zip(b)), "holds 2 files", None),
+    "zip": (lambda f: a_table(f, name="a.csv.zip", change=zipped), "cannot be read .*must be unpacked", None),
+    "bz2": (lambda f: a_table(f, name="a.csv.bz2", change=bz2.compress), "cannot be read .*must be unpacked", None),
     "parquet that is none": (lambda f: a_table(f, name="a.parquet"), "cannot be read as parquet", None),
     "h5ad that is none": (lambda f: a_table(f, name="a.h5ad"), "cannot be read as an AnnData file", None),
     "whole numbers with gaps": (lambda f: [table(hits=pd.array([1, 2, None] * 12, "Int64")).to_parquet(f / "a.parquet"),
@@ -595,14 +594,6 @@ FILES = {
                                "seem to be logarithms already; pass units='log2'", 24),
     "label in both tables": (lambda f: {"source": both_tables(f / "s"), "label": "SUBTYPE"}, "another thing", None),
 }  # fmt: skip
-
-
-def two_in_zip(content):
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as packed:
-        packed.writestr("a.csv", content)
-        packed.writestr("b.csv", content)
-    return held.getvalue()
 
 
 def both_tables(folder):
@@ -644,9 +635,9 @@ def test_what_is_wrong_is_refused_in_a_line_and_its_way_out_works_as_typed(tmp_p
 @pytest.mark.parametrize(("word", "value", "said"), [
     ("several", "all", "several='all' is not known; choose one of refuse, first, mean"),
     ("units", "counts", "units='counts'"),
-    ("label", True, "write it in quotes, as label: 'no'"), ("drop_classes", [False], "write it in quotes"),
-    ("min_class_size", "x", "must be a whole number of at least 2"), ("min_class_size", 1, "at least 2"),
-    ("drop_constant_genes", "no", "choose one of False, True"), ("drop_class", "B", "unknown option 'drop_class'"),
+    ("label", True, "label: True cannot be; write it in quotes"), ("drop_classes", [False], "write it in quotes"),
+    ("min_class_size", "x", "min_class_size: 'x' cannot be; write it like 10"), ("min_class_size", 1, "at least 2"),
+    ("drop_constant_genes", "no", "write it like False"), ("drop_class", "B", "unknown option 'drop_class'"),
     ("layer", "raw", "no layer 'raw'; there are: none"), ("drop_classes", ["Her2"], "drop_classes names ['Her2']"),
 ])  # fmt: skip
 def test_options_are_taken_as_they_are_meant_or_refused(tmp_path, word, value, said):
