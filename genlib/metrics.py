@@ -15,7 +15,6 @@ import os
 import numpy as np
 import pandas as pd
 from scipy.special import betaincinv, ndtr, ndtri, softmax, stdtrit
-from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
 CONFIDENCE = 0.95
 FPR_LEVELS = (0.1, 0.01, 0.001)
@@ -550,45 +549,3 @@ def holm(p_values):
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * left))
     return adjusted
-
-
-def separation_table(points, labels, judged):
-    """Measure how well classes lie apart in what models make of patients: means over models, intervals over patients.
-
-    Silhouette: -1 to 1, 1 is best, each patient's within its own model. Davies-Bouldin index: 0 is best. `points` are
-    one (n, h) a model, `labels` (n,) int, `judged` (M, n) bool whose points count, as ``~members`` for held-out
-    patients.
-
-    References
-    ----------
-    Rousseeuw, J Comput Appl Math 20, 1987, equation 1. Davies, Bouldin, IEEE Trans Pattern Anal Mach Intell 1, 1979.
-
-    Examples
-    --------
-    >>> labels = np.array([0, 1] * 20)
-    >>> points = [labels[:, None] + 0.01 * np.random.default_rng(m).normal(size=(40, 3)) for m in range(2)]
-    >>> separation_table(points, labels, np.ones((2, 40), bool))["metric"].tolist()
-    ['silhouette', 'Davies-Bouldin index']
-    """
-    labels, judged = np.asarray(labels), np.asarray(judged, bool)
-    widths = np.zeros(judged.shape)
-    for m, mask in enumerate(judged):
-        widths[m, mask] = silhouette_samples(points[m][mask], labels[mask])
-    silhouette, parts = _mean(widths, judged)
-    # Patients that are drawn twice would make classes look tighter, so tenths of them are left out instead.
-    tenths = [np.arange(len(labels)) % 10 != part for part in range(10)]
-    index, *less = (_davies_bouldin(points, labels, judged & kept) for kept in (True, *tenths))
-    reach = ndtri((1 + CONFIDENCE) / 2) * np.sqrt([_nested(parts, judged), 9 * np.nanvar(less)])
-    table = pd.DataFrame({"metric": ["silhouette", "Davies-Bouldin index"], "estimate": [silhouette, index]})
-    table = table.assign(low=table["estimate"] - reach, high=table["estimate"] + reach, group="all")
-    return table.assign(n_patients=int(judged.any(axis=0).sum()), n_models=len(judged))
-
-
-def _davies_bouldin(points, labels, judged):
-    """Mean over models; a class of one patient has no width of its own, and few patients may leave no two classes."""
-    found = []
-    for mine, mask in zip(points, judged, strict=True):
-        sizes = np.bincount(labels[mask], minlength=labels.max() + 1)
-        chosen = mask & (sizes[labels] > 1)
-        found.append(davies_bouldin_score(mine[chosen], labels[chosen]) if (sizes > 1).sum() > 1 else np.nan)
-    return np.nanmean(found) if np.isfinite(found).any() else np.nan

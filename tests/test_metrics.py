@@ -620,34 +620,3 @@ def test_p_values_are_those_of_a_normal_estimate():
     )
     np.testing.assert_allclose(metrics.p_values(table), 2 * norm.sf(np.abs(deviations)))
     np.testing.assert_allclose(metrics.p_values(table + 1, value=1.0), metrics.p_values(table))
-
-
-# --- separation_table -----------------------------------------------------------------------------------------------
-
-
-def test_separation_is_that_of_scikit_learn_for_one_model_and_a_mean_over_models():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 90)
-    points = [3 * np.eye(3)[labels] + rng.normal(size=(90, 3)) for _ in range(4)]
-    judged = rng.random((4, 90)) < 0.5
-    table = metrics.separation_table(points, labels, judged).set_index("metric")
-    rows = [(points[m][judged[m]], labels[judged[m]]) for m in range(4)]
-    davies = np.mean([sklearn.metrics.davies_bouldin_score(*row) for row in rows])
-    silhouette = np.concatenate([sklearn.metrics.silhouette_samples(*row) for row in rows]).mean()
-    assert table.loc["Davies-Bouldin index", "estimate"] == pytest.approx(davies)
-    assert table.loc["silhouette", "estimate"] == pytest.approx(silhouette)
-    assert (table["low"] < table["estimate"]).all() and (table["estimate"] < table["high"]).all()
-
-
-def test_classes_that_mean_nothing_do_not_lie_apart():
-    rng = np.random.default_rng(1)
-    labels, points = rng.integers(0, 3, 300), [rng.normal(size=(300, 4)) for _ in range(4)]
-    silhouette = metrics.separation_table(points, labels, rng.random((4, 300)) < 0.5).set_index("metric").iloc[0]
-    assert abs(silhouette["estimate"]) < 0.03
-
-
-def test_draws_of_a_tiny_cohort_that_hold_one_class_are_left_out_of_the_spread():
-    labels = np.array([0, 0, 1, 1])
-    points = [np.arange(4.0)[:, None] + 3 * labels[:, None] for _ in range(2)]
-    table = metrics.separation_table(points, labels, np.ones((2, 4), bool))
-    assert np.isfinite(table[["estimate", "low", "high"]].to_numpy()).all()
