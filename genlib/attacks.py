@@ -321,21 +321,16 @@ def _offline_constants(p, members, n_targets, leave_out, gamma):
     return np.array(best)
 
 
-SIGNALS = ("loss", "confidence", "entropy", "modified entropy")
+def threshold(logits, labels, members, per_class=False):
+    """Judge everybody by the log-odds of the true class, or each class by a threshold of its own.
 
-
-def threshold(logits, labels, members, signal_name="loss", per_class=False):
-    """Judge everybody by one number of the model's output, or each class by a threshold of its own.
-
-    The number is that of `SIGNALS`: log-odds of the true class; highest probability; minus the entropy; minus the
-    modified entropy, which also knows the true class. Threat model: the attacker sees the logits; for thresholds per
-    class it also has shadow models, on which it finds, for each class, how rare such a number is among non-members: the
-    score is the share of them whose number is smaller, ties half.
+    Threat model: the attacker sees the logits; for thresholds per class it also has shadow models, on which it finds,
+    for each class, how rare such log-odds are among non-members: the score is the share of them whose log-odds are
+    smaller, ties half. Thresholds on the entropy are TF-Privacy's.
 
     References
     ----------
-    Loss: Yeom et al., CSF 2018. Confidence and entropy: Salem et al., NDSS 2019. Modified entropy and thresholds per
-    class: Song and Mittal, USENIX Security 2021, equations 8 and 9.
+    Loss: Yeom et al., CSF 2018. Thresholds per class: Song and Mittal, USENIX Security 2021, equation 9.
 
     Examples
     --------
@@ -344,8 +339,7 @@ def threshold(logits, labels, members, signal_name="loss", per_class=False):
     array([[ 2., -1.]])
     """
     logits, labels, members = check(logits, labels, members)
-    _refuse_unknown("signal", [signal_name], SIGNALS)
-    values = _signal_values(logits, labels, signal_name)
+    values = signal(logits, labels)
     if not per_class:
         return values
     scores = np.full(values.shape, np.nan)
@@ -358,19 +352,6 @@ def threshold(logits, labels, members, signal_name="loss", per_class=False):
                 ends = [np.searchsorted(outside, values[target, patients], side=side) for side in ("left", "right")]
                 scores[target, patients] = np.mean(ends, axis=0) / len(outside)
     return scores
-
-
-def _signal_values(logits, labels, name):
-    if name == "loss":
-        return signal(logits, labels)
-    logs = log_softmax(np.asarray(logits, np.float64), axis=2)
-    if name == "confidence":
-        return logs.max(axis=2)
-    p = np.exp(logs)
-    if name == "entropy":
-        return (p * logs).sum(axis=2)
-    true = np.arange(logits.shape[2]) == np.asarray(labels)[:, None]
-    return np.where(true, (1 - p) * logs, p * np.log1p(-np.minimum(p, 1 - 1e-15))).sum(axis=2)
 
 
 def label_only(logits, labels, members):

@@ -413,7 +413,7 @@ def refuse_unclipped(model):
         refuse(not clipped, f"{named}: {unbounded}; leave it out, or train with genlib.bank, which clips it")
 
 
-def tf_privacy_model(model, plan, seed, checked=True):
+def tf_privacy_model(model, plan, seed):
     """The same network as TF-Privacy's `DPModel`; its `fit` on full batches, a step an epoch, is what is accounted for.
 
     The clipped gradients are summed, given noise and divided by the nominal number of members. Start and noise follow
@@ -424,8 +424,7 @@ def tf_privacy_model(model, plan, seed, checked=True):
     refuse(plan.rate < 1, f"{shuffled}: set batch_size=None")
     usual = type(optimizer) is K.optimizers.SGD and type(loss) is K.losses.SparseCategoricalCrossentropy
     refuse(not usual, "TF-Privacy trains here with SGD and SparseCategoricalCrossentropy alone; compile the model so")
-    if checked:
-        refuse_unclipped(model)
+    refuse_unclipped(model)
     clone, registry = bank.clone(model, seed), layer_registry.make_default_layer_registry()
     options = {"l2_norm_clip": plan.clip_norm, "noise_multiplier": plan.noise_multiplier, "layer_registry": registry}
     private = DPModel(inputs=clone.inputs, outputs=clone.outputs, use_xla=False, **options)
@@ -487,20 +486,3 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(len(privates))))
     return logits
-
-
-def tf_privacy_norms(model, x, labels, clip_norm, seed):
-    """Norms (n,) of the gradients that TF-Privacy's fast clipping really applies, as in `applied_norms`, without noise.
-
-    For a model with dropout, which `refuse_unclipped` refuses, they are not bounded by the clip norm.
-    """
-    plan, weights, norms = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0), model.get_weights(), []
-    plain = bank.clone(model, seed)
-    plain.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
-    private = tf_privacy_model(plain, plan, seed, checked=False)
-    for i in range(len(x)):
-        private.set_weights(weights)
-        private.train_on_batch(x[i : i + 1], labels[i : i + 1])
-        moved = [after - before for after, before in zip(private.get_weights(), weights, strict=True)]
-        norms.append(np.sqrt(sum((part.astype(float) ** 2).sum() for part in moved)))
-    return np.array(norms)
