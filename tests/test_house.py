@@ -47,7 +47,7 @@ def test_there_are_at_most_sixteen_rooms():
 
 
 def test_the_rooms_together_stay_thin():
-    assert sum(len(code_lines(path.read_text())) for path in PATHS) <= 4574
+    assert sum(len(code_lines(path.read_text())) for path in PATHS) <= 4500
 
 
 def test_no_room_is_reached_from_itself():
