@@ -136,6 +136,8 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
         part = table[[name == value for name in hues]]
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(looks) - 1) / 2) * apart
         axes.errorbar(part["estimate"], height, xerr=_spread(part), label=value, **_mark(one))
+        for place in height[part["estimate"].isna()]:  # a line without a mark says why
+            axes.text(0.01, place, "not measurable", transform=axes.get_yaxis_transform(), color="0.4", va="center")
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
     if hue is not None and len(looks) < len(table):
         figure.legend(ncols=2, **BELOW)  # long names of rows leave no place beside

@@ -41,9 +41,10 @@ def test_histogram_shares_add_up_to_one():
     assert edges[:, 1].max() <= 1
 
 
-def test_an_unmeasurable_estimate_is_left_out_without_failing():
-    table = pd.DataFrame({"attack": ["a"], "estimate": [np.nan], "low": [np.nan], "high": [np.nan]})
-    assert plots.intervals(table, "attack").axes
+def test_an_unmeasurable_estimate_is_said_to_be_one():
+    table = pd.DataFrame({"attack": ["a", "b"], "estimate": [0.5, np.nan], "low": 0.4, "high": 0.6})
+    (said,) = plots.intervals(table, "attack").axes[0].texts
+    assert said.get_text() == "not measurable" and said.get_position()[1] == 1
 
 
 @pytest.mark.parametrize("number", range(8))
