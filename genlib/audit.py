@@ -552,9 +552,10 @@ def read_model(path):
     ValueError: ...audit.py is no file of a Keras model; give what model.save('model.keras') in tf.keras 2.15 leaves
     """
     path = pathlib.Path(path)
-    path = path / "model.keras" if (path / "model.keras").exists() else path
+    path = next((path / name for name in ("model.keras", "model.h5") if (path / name).exists()), path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder without model.keras (a SavedModel runs code of its own): {REBUILD}")
+        without = "a folder without model.keras or model.h5 (a SavedModel runs code of its own)"
+        raise ValueError(f"{path} is {without}: {REBUILD}")
     config, compiled, version = _configuration(path)
     if not version.startswith("2."):
         raise ValueError(
@@ -620,7 +621,8 @@ def _refuse_unknown(config, path):
         if name and name not in KNOWN or not str(module).startswith("keras"):
             raise ValueError(
                 f"{path}: '{name}' of {module} may run code, or is not known here, so the file is not opened; "
-                f"{REBUILD}. Known layers: {', '.join(LAYERS)}"
+                f"{REBUILD}; what only scales its inputs may stand in genes.txt, as mean and sd behind tabs. "
+                f"Known layers: {', '.join(LAYERS)}"
             )
         _refuse_unknown(list(config.values()), path)
 

@@ -271,9 +271,9 @@ class TestVerdict:
         model.compile(K.optimizers.SGD(0.02, momentum=0.9), K.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.fit(x[members], y[members], epochs=5, batch_size=32, verbose=0)
         beside(tmp_path, [f"g{i}" for i in range(400)], CLASSES)
-        for name in ("m.keras", "m.h5"):
+        for name, asked in (("m.keras", "m.keras"), ("model.h5", "")):  # a file, and a folder that holds one
             model.save(tmp_path / name)
-            released = audit.read_model(tmp_path / name)
+            released = audit.read_model(tmp_path / asked)
             np.testing.assert_array_equal(released.memory, model.optimizer.momentums[0])
         seed, start = audit.known_start(released.model)
         assert seed == 1 and audit.known_start(released.model, seeds=[0, 2]) == (None, None)
@@ -322,6 +322,7 @@ def test_the_command_leaves_a_card_and_names_patients_in_their_owners_file_alone
     folder, said = run.OUTPUTS / "test-judge", capsys.readouterr().out
     card = json.loads((folder / "model_card.json").read_text())
     assert f"Verdict: {card['verdict']} ({card['why']})" in said and len(results.load(folder, "your_model"))
+    assert card["lacking"] == []  # nothing that keeps it from passing
     assert (folder / "html" / "your_model.html").exists() and "| all | " in (folder / "model_card.md").read_text()
     who = pd.read_csv(tmp_path / "who.csv")
     assert who["most telling"].is_monotonic_decreasing and who.set_index("patient")[

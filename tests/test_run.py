@@ -302,6 +302,18 @@ def test_a_run_stopped_in_any_way_says_so_goes_on_and_equals_an_undisturbed_one(
     assert set(results.read(folder / "results.csv")["notebook"]) == {"01_cohort"}
 
 
+def test_a_folder_holds_one_study_once_something_was_finished_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "OUTPUTS", tmp_path)
+    first, other = planned("--run a"), planned("--run a --seed 1")
+    (tmp_path / "a" / "parts").mkdir(parents=True)
+    results.update_manifest(first.folder, "run", {"parameters": first.parameters, "inputs": first.inputs})
+    run._refuse_another(other)
+    (tmp_path / "a" / "parts" / "01_cohort.csv").touch()
+    run._refuse_another(first)
+    with pytest.raises(run.OptionError, match="holds another study, with seed 0"):
+        run._refuse_another(other)
+
+
 def broken(error):
     def fail(*_, **__):
         raise error
