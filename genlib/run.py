@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 
+import dask
 import distributed
 import nbformat
 import numpy as np
@@ -585,6 +586,8 @@ def connect(scheduler=None, n_runs=1):
         if not scheduler:
             # A run's own process is not a worker's, so the workers' memory says nothing and is not watched.
             options = {"memory_limit": None, "dashboard_address": ":0", "silence_logs": 50}
+            # Dask would give a run one thread of BLAS, and have it hand back memory all the time: half as slow again.
+            opened.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
             local = distributed.LocalCluster(n_workers=side_by_side(n_runs), threads_per_worker=1, **options)
             scheduler = opened.enter_context(local).scheduler_address
         try:

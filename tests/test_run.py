@@ -422,6 +422,12 @@ def test_runs_at_a_time_follow_cores_and_memory(monkeypatch):
     assert run.side_by_side(5) == 1
 
 
+def test_a_run_of_a_sweep_has_the_environment_of_one_alone():
+    with run.connect() as client:
+        assert client.submit(lambda: dict(os.environ)).result().items() >= dict(os.environ).items()
+        assert "MALLOC_TRIM_THRESHOLD_" not in client.submit(lambda: list(os.environ), pure=False).result()
+
+
 @pytest.mark.slow
 def test_a_failed_run_is_named_at_the_end_and_does_not_stop_the_others(names, here):
     each = [f"{{cohort: {name}.csv, label: kind}}" for name in ("own", "linear")]
