@@ -771,6 +771,8 @@ def main(options=None):
     try:
         _command(options or parse())
     except KeyboardInterrupt:
+        # The cell's task outlives its kernel, and asyncio would tell that nobody asked how it ended.
+        logging.getLogger("asyncio").disabled = True
         said, status = "stopped; the same command goes on where it was", 130
     except (OptionError, RunError) as error:
         said, status = error, 2 if isinstance(error, OptionError) else 1
