@@ -214,7 +214,7 @@ class Recipe:
     Attributes
     ----------
     name : str
-        As results name it: that of the network, or of the function.
+        As results name it: that of the network, or of the function, and what was changed.
     function : callable
         (n_features, n_classes) and options to a compiled Keras model.
     options, training : dict
@@ -263,20 +263,23 @@ def recipe(network="mlp", profile="quick", options=None):
     >>> how = recipe("mlp", "quick", {"epochs": 50})
     >>> how.options, how.training
     ({'hidden': [256], 'learning_rate': 0.02}, {'epochs': 50, 'batch_size': 32, 'center': True})
-    >>> how.build(20, 3, hidden=[8]).count_params()
-    195
+    >>> how.name, how.build(20, 3, hidden=[8]).count_params()
+    ('mlp (epochs 50)', 195)
     """
     known = results.read_yaml(pathlib.Path(__file__).parent.parent / "notebooks" / f"{profile}.yaml")["networks"]
     own = ":" in network or network.endswith(".py")
     choices = f"choose one of {', '.join(NETWORKS)}, or your own as FILE.py:FUNCTION"
     refuse(not own and network not in NETWORKS, f"network '{network}' is not known; {choices}")
     function = _function(network) if own else NETWORKS[network]
-    chosen = {**known["own" if own else network], **(options or {})}
+    usual = known["own" if own else network]
+    chosen = {**usual, **(options or {})}
+    changed = ", ".join(f"{name} {value}" for name, value in chosen.items() if usual.get(name) != value)
     training = {name: chosen.pop(name) for name in TRAINING if name in chosen}
-    found = Recipe(function.__name__, function, chosen, training)
+    name = function.__name__
+    found = Recipe(name + f" ({changed})" * bool(changed), function, chosen, training)
     takes = [*found.takes, *TRAINING]
-    unknown = [name for name in chosen if name not in takes]
-    refuse(unknown, f"network_options: {found.name} takes no '{', '.join(unknown)}'; choose among {', '.join(takes)}")
+    unknown = [option for option in chosen if option not in takes]
+    refuse(unknown, f"network_options: {name} takes no '{', '.join(unknown)}'; choose among {', '.join(takes)}")
     return found
 
 

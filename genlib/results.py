@@ -409,7 +409,8 @@ def load_runs(runs):
     for folder in map(pathlib.Path, runs):
         table = load(folder)
         chosen = json.loads((folder / "manifest.json").read_text())["run"]["parameters"]
-        tables.append(table.assign(run=f"{table['cohort'].iloc[0]}, {chosen['network']}", seed=chosen["seed"]))
+        trained = select(table, notebook="02_target_model", trainer="bank")["network"].iloc[0]
+        tables.append(table.assign(run=f"{table['cohort'].iloc[0]}, {trained}", seed=chosen["seed"]))
     return pd.concat(tables, ignore_index=True)
 
 
