@@ -15,6 +15,7 @@ LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 BELOW = {"loc": "outside lower center", "fontsize": 8}
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind words that a line would cross
 # Every defense of the study has its place, so that it looks the same in every figure.
 DEFENSES = [
     "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
@@ -71,7 +72,7 @@ def _level(axes, value, words, upright=False):
         (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
         place, ha = ((value, 1), "center") if upright else ((0.01, value), "left")
         across = axes.get_xaxis_transform() if upright else axes.get_yaxis_transform()
-        axes.text(*place, words, transform=across, color="0.4", ha=ha, va="bottom")
+        axes.text(*place, words, transform=across, color="0.4", ha=ha, va="bottom", bbox=PAPER)
 
 
 def save(figure, run_folder, name):
@@ -137,7 +138,8 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(looks) - 1) / 2) * apart
         axes.errorbar(part["estimate"], height, xerr=_spread(part), label=value, **_mark(one))
         for place in height[part["estimate"].isna()]:  # a line without a mark says why
-            axes.text(0.01, place, "not measurable", transform=axes.get_yaxis_transform(), color="0.4", va="center")
+            where = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": PAPER}
+            axes.text(0.03, place, "not measurable", color="0.4", **where)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
     if hue is not None and len(looks) < len(table):
         figure.legend(ncols=2, **BELOW)  # long names of rows leave no place beside
@@ -207,9 +209,8 @@ def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
         axes.errorbar(beside, part["estimate"], yerr=_spread(part), label=f"{value}, DP-SGD", **one)
         if reference is not None:
             level = reference[reference[hue] == value].iloc[0]
-            axes.axhline(level["estimate"], lw=0.8, **_line(one))
-            band = {"color": one["color"], "alpha": 0.1, "lw": 0, "label": f"{value}, not private"}
-            axes.axhspan(level["low"], level["high"], **band)
+            axes.axhline(level["estimate"], lw=0.8, label=f"{value}, not private", **_line(one))
+            axes.axhspan(level["low"], level["high"], color=one["color"], alpha=0.06, lw=0)
     axes.set(xscale="log", xlabel="epsilon (smaller: more private)", ylabel=ylabel)
     _plain_ticks(axes, table["epsilon"])
     axes.legend(**BESIDE)
@@ -248,7 +249,7 @@ def trade_off(points, named, xlabel, ylabel, chance=None, tolerance=None, free=N
     """
     figure, axes = plt.subplots(figsize=(7.6, 5.2), layout="constrained")
     points = points.assign(named=np.asarray(named, bool)).dropna(subset=["utility", "risk"])
-    floor = 10 ** np.floor(np.log10(min([0.003, *points.loc[points["risk"] > 0, "risk"]])))
+    floor = min([0.005, *points.loc[points["risk"] > 0, "risk"] / 1.2])
     heights = [name for name in points if name.startswith("risk")]
     points[heights] = points[heights].clip(lower=floor)
     _level(axes, chance, "chance")
@@ -316,16 +317,16 @@ def sizes_and_risks(table, hue, xlabel, ylabel):
     >>> sizes_and_risks(one.assign(run="x"), "run", "patients", "AUC").axes[0].get_xscale()
     'log'
     """
-    figure, axes = plt.subplots(figsize=(5.6, 3.6))
-    axes.axhline(0.5, color="0.6", lw=0.8)
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    _level(axes, 0.5, "chance")
     for name, one in look(table[hue]).items():
         part = table[table[hue] == name]
         axes.errorbar(part["patients"], part["estimate"], _spread(part), label=name, **_mark(one))
-    for row in table.to_dict("records"):
-        axes.annotate(row["class"], (row["patients"], row["estimate"]), (4, 3), textcoords="offset points", size=7)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.legend(**BESIDE)
+    if len(table) <= 24:  # more would not be legible
+        _labels_beside(axes, table.rename(columns={"patients": "utility", "estimate": "risk", "class": "setting"}))
+    figure.legend(ncols=3, **BELOW)
     return figure

@@ -5,6 +5,7 @@ import pathlib
 
 import jinja2
 import pandas as pd
+import scipy.stats
 from IPython.display import HTML, Markdown, display
 
 from genlib import results
@@ -65,7 +66,8 @@ def folded(table, n_open=10):
     >>> "<summary>2 more</summary>" in folded(pd.DataFrame({"setting": list("abc")}), n_open=1).data
     True
     """
-    shown, rest = (part.to_html(index=False, border=0) for part in (table[:n_open], table[n_open:]))
+    table = table.rename_axis(columns=None)  # which would be a second header
+    shown, rest = (part.to_html(index=False, border=0, na_rep="") for part in (table[:n_open], table[n_open:]))
     more = f"<details><summary>{len(table) - n_open} more</summary>{rest}</details>"
     return HTML(shown + (more if len(table) > n_open else ""))
 
@@ -81,11 +83,11 @@ def class_sizes(table):
     return patients[patients["group"] != "all"].set_index("group")["estimate"].astype(int)
 
 
-def settings_table(table, group="all"):
+def settings_table(table, group="all", risk=results.FOUND):
     """Put every setting of a results table into one row in words, first the classifiers that no patient trained.
 
-    Columns setting, the utility, members found (at 1 % of the group's own non-members accused, by the attack that finds
-    most), attack, AUC (the highest). Of a class, recall stands for balanced accuracy.
+    Columns setting, the utility, members found (by the attack of which `risk` is highest; by default at 1 % of the
+    group's own non-members accused), attack, AUC (the highest). Of a class, recall stands for balanced accuracy.
     """
     utility = "balanced accuracy" if group == "all" else "recall"
     areas = results.settings(table, utility, "AUC", group).set_index("setting")
@@ -93,9 +95,12 @@ def settings_table(table, group="all"):
         {"setting": row["network"], utility: percent(row), "members found": "no patient trains it"}
         for row in results.baselines(table, utility, group).to_dict("records")
     ]
-    for row in results.settings(table, utility, group=group).to_dict("records"):
+    for row in results.settings(table, utility, risk, group).to_dict("records"):
         line = {"setting": row["setting"], utility: percent(_interval(row, "utility"))}
-        line |= {"members found": percent(_interval(row, "risk")), "attack": row["attack"]}
+        line |= {
+            "members found": percent(_interval(row, "risk")),
+            "attack": "" if pd.isna(row["risk"]) else row["attack"],
+        }
         rows.append(line | {"AUC": plain(_interval(areas.loc[row["setting"]], "risk"))})
     return pd.DataFrame(rows).fillna("")
 
@@ -143,24 +148,37 @@ def answer(table, tolerance=0.03, floor=0.5):
     answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
     weights = results.select(table, notebook="04_weights", network=target["network"], start="random", control="")
     known = {"attacker": ["auditor", "no shadow models"], "attack": ["span", "LiRA on answers and span"]}
-    weights = results.select(weights, **known)
+    weights, linear = results.select(weights, **known), results.select(useful, network="linear model")
     models = results.select(results.decisions(table, tolerance, floor), shared="model")
     if models.empty:
         raise LookupError("no setting of notebooks 05 and 06 was measured")
     exposed = results.select(pd.concat([results.select(answers, attack="LiRA"), weights]), metric=GLOBAL)
     exposed = exposed.dropna(subset="estimate")
+    of_outsider = {"notebook": "03_answers", "group": "all", "metric": results.FOUND}
+    best = models.iloc[0]
+    gain = results.select(table, metric="balanced accuracy less that of published centroids", start=best["start"])
+    gain = gain[gain["epsilon"] == best["epsilon"]]
     values = {
         "target": target,
         "free": results.baselines(table).to_dict("records"),
-        "linear": useful[(useful["network"] == "linear model") & (useful["estimate"] > target["high"])],
+        "linear": None if linear.empty else linear.iloc[0],
+        "outsider": results.select(table, attacker="outsider, a quarter trains", shared="answers", **of_outsider),
         "answers": results.select(answers, group="all", metric=results.FOUND),
         "weights": results.select(weights, group="all", metric=results.FOUND),
         "exposed": exposed.sort_values("estimate", kind="stable", ascending=False),
         "models": models,
+        "gain": None if gain.empty else gain.iloc[0],
+        "replaced": _replaced,
         "counted": results.counted(models),
     }
     said = _render("answer.md", **values, one=results.one, select=results.select, tolerance=tolerance, floor=floor)
     return [line for line in said.splitlines() if line]
+
+
+def _replaced(tpr, fpr=0.01):
+    """Bound on finding who of two trained, where `tpr` is that on finding whether one did: twice the distance."""
+    known = scipy.stats.norm.ppf(fpr)
+    return scipy.stats.norm.cdf(known + 2 * (scipy.stats.norm.ppf(tpr) - known))
 
 
 def summary(table):
@@ -198,13 +216,13 @@ def card(table, manifest):
         "profile": manifest["run"]["profile"],
         "data": {name: cohort.get(name) for name in ("name", "source", "license", "limits")},
         "members_about": int(dp["nominal members"]),
-        "recipe": _records(recipe)[0],
+        "recipe": _records(recipe.assign(bound_of_replacement=_replaced(recipe["bound"].astype(float))))[0],
         "tolerance": {"members_found": tolerance, "false_positive_rate": 0.01, "balanced_accuracy": floor},
         "attacks": [f"{attack} on {shared}" for attack, shared in attacks.groupby(["attack", "shared"]).groups],
         "without_patients": _records(results.baselines(table)[["network", *results.INTERVAL]]),
         "groups": _records(found[["group", "n_patients", *results.UTILITY, "attack", *results.RISK]]),
         "delta": dp["delta"],
-        "audited": _records(audited.groupby("epsilon", as_index=False)["estimate"].max()),
+        "audited": _records(audited.groupby(["network", "attack", "epsilon"], as_index=False)["estimate"].max()),
         "guarantee": dp["statements"].get(results.label(recipe.iloc[0])),
         "made": {name: made[name] for name in ("time", "git_commit", "versions")} | manifest["results"],
     }  # fmt: skip
@@ -287,6 +305,8 @@ def notebook_page(path, exclude_input=False, **shown):
     import nbformat
 
     notebook, heading = nbformat.read(path, as_version=4), title(path)
+    if any("injected-parameters" in cell.metadata.get("tags", ()) for cell in notebook.cells):  # those count
+        notebook.cells = [cell for cell in notebook.cells if "parameters" not in cell.metadata.get("tags", ())]
     for cell in notebook.cells:
         titles = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
         heading = titles[-1] if titles and cell.cell_type == "markdown" else heading

@@ -261,7 +261,8 @@ def label(row):
     >>> label(row)
     'DP-SGD, epsilon 4, pam50'
     """
-    words = [row["defense"] + ("" if np.isnan(row["strength"]) else f" {row['strength']:g}")]
+    named = "no defense" + row["defense"][4:] if row["defense"].startswith("none") else row["defense"]
+    words = [named + ("" if np.isnan(row["strength"]) else f" {row['strength']:g}")]
     words += [] if np.isnan(row["epsilon"]) else [f"epsilon {row['epsilon']:g}"]
     words += [row["features"]] if row["features"] != "all genes" else []
     return ", ".join(words + ([f"from {row['start']}"] if row["start"] not in ("", "random") else []))
@@ -295,9 +296,10 @@ def settings(table, utility="balanced accuracy", risk=FOUND, group="all"):
     worst = worst.drop_duplicates(SETTING)[[*SETTING, "attack", "attacker", *RISK, "bound"]]
     found = useful[[*SETTING, "shared", "n_patients", *UTILITY]].merge(worst, on=SETTING)
     found.insert(0, "setting", [label(row) for row in found.to_dict("records")])
-    for column, same, width in (("network", ["setting", "notebook"], None), ("notebook", ["setting"], 2)):
-        twice = found.duplicated(same, keep=False)  # of a notebook its number is enough
-        found.loc[twice, "setting"] += " (" + found.loc[twice, column].str[:width] + ")"
+    for column, same in (("network", ["setting", "notebook"]), ("notebook", ["setting"])):
+        twice, words = found.duplicated(same, keep=False), found[column]
+        words = "notebook " + words.str[:2] if column == "notebook" else words
+        found.loc[twice, "setting"] += " (" + words[twice] + ")"
     return found
 
 
@@ -324,12 +326,13 @@ def baselines(table, metric="balanced accuracy", group="all"):
     return found[found["network"] != ""].drop_duplicates("network")
 
 
-def verdict(risk, tolerance):
+def verdict(risk, tolerance, n_statements=None):
     """Judge one thing that is handed out by every attack on every group that was measured: verdict and reason.
 
     It *fails* where the lower end of an interval, corrected for all of them together by Holm's rule (Scandinavian
     Journal of Statistics 6, 1979), is above the tolerance, the largest share of members that may be found; *passes*
-    where a proven bound or every upper end is not; and else it *cannot be told*. `risk` are rows of `FOUND`.
+    where a proven bound or every upper end is not; and else it *cannot be told*. `risk` are rows of `FOUND`, some of
+    `n_statements` where what else is handed out is judged too.
 
     Examples
     --------
@@ -340,7 +343,7 @@ def verdict(risk, tolerance):
     if risk.empty:
         return "cannot be told", "not attacked"
     # Whether Holm's rule rejects any of several is whether Bonferroni's does.
-    excess = metrics.bonferroni_low(risk, max(1, risk["estimate"].notna().sum())) - tolerance
+    excess = metrics.bonferroni_low(risk, n_statements or max(1, risk["estimate"].notna().sum())) - tolerance
     if (excess > 0).any():
         worst = risk.iloc[np.nanargmax(excess)]
         return "fails", f"{worst['attack']} finds {100 * worst['estimate']:.0f} % of {worst['group']} members"
@@ -349,8 +352,8 @@ def verdict(risk, tolerance):
     unsure = risk[~(risk["high"] <= tolerance)]
     if unsure.empty:
         return "passes", "every attack that was run stays below"
-    least = unsure.loc[unsure["n_patients"].astype(float).idxmin()]
-    return "cannot be told", f"{least['group']}: cannot be told with {least['n_patients']} patients"
+    fewest = unsure.drop_duplicates("group").sort_values("n_patients", kind="stable", key=lambda n: n.astype(float))
+    return "cannot be told", f"too few patients: {', '.join(fewest['group'])}"
 
 
 def decisions(table, tolerance=0.03, floor=0.5):
@@ -377,9 +380,13 @@ def decisions(table, tolerance=0.03, floor=0.5):
 
 
 def counted(decided):
-    """Count models by their verdict, each recipe once though two notebooks measured it: the worse verdict counts."""
+    """Count models by their verdict, each recipe once though two notebooks measured it: the worse verdict counts.
+
+    Undefended models of as many patients as a student and its teacher are a comparison, and no way of their own.
+    """
     recipe = [name for name in SETTING if name != "notebook"]
-    once = select(decided, shared="model").drop_duplicates(recipe, keep="last")
+    ways = decided[decided["defense"] != "none, as many patients"]
+    once = select(ways, shared="model").drop_duplicates(recipe, keep="last")
     verdicts = once["model"].mask(once["why"].str.startswith("balanced accuracy below"), "useless")
     return verdicts.value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
 
@@ -388,10 +395,9 @@ def _judge(risk, row, tolerance, floor):
     """Verdicts on the answers and on the model of one setting, and the reason."""
     if row["utility_high"] < floor:
         return "fails", "fails", f"balanced accuracy below {100 * floor:.0f} %"
-    answers, why_answers = verdict(select(risk, shared="answers"), tolerance)
+    # One family: whoever has the model has its answers, so what fails by them fails as a model.
+    answers, why_answers = verdict(select(risk, shared="answers"), tolerance, risk["estimate"].notna().sum())
     model, why = verdict(risk, tolerance)
-    if answers == "fails" and model != "fails":  # whoever has the model has its answers
-        model, why = answers, why_answers
     if row["shared"] == "answers":
         model, why = "fails", f"{why_answers}; the model behind stays as it is"
     elif model == "passes" and not (risk["bound"].max() <= tolerance) and select(risk, shared="model").empty:
@@ -409,8 +415,9 @@ def load_runs(runs):
     for folder in map(pathlib.Path, runs):
         table = load(folder)
         chosen = json.loads((folder / "manifest.json").read_text())["run"]["parameters"]
-        trained = select(table, notebook="02_target_model", trainer="bank")["network"].iloc[0]
-        tables.append(table.assign(run=f"{table['cohort'].iloc[0]}, {trained}", seed=chosen["seed"]))
+        changed = ", ".join(f"{name} {value}" for name, value in chosen.get("network_options", {}).items())
+        named = f"{table['cohort'].iloc[0]}, {chosen['network']}" + f" ({changed})" * bool(changed)
+        tables.append(table.assign(run=named, seed=chosen["seed"]))
     return pd.concat(tables, ignore_index=True)
 
 
