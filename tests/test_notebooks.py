@@ -146,6 +146,7 @@ class TestSmokeRun:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("sharp edges")
 class TestSharpEdges:
     @pytest.fixture(scope="class")
     def edges(self, tmp_path_factory):
