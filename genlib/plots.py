@@ -152,14 +152,14 @@ def histograms(values, names, xlabel):
     Examples
     --------
     >>> histograms([np.zeros(3), np.ones(3)], ["members", "non-members"], "signal").axes[0].get_ylabel()
-    'share of patients per bin'
+    'share per bin'
     """
     edges = np.histogram_bin_edges(np.concatenate(values), bins=50)
     figure, axes = plt.subplots(figsize=(5.6, 2.8))
     for sample, (name, one) in zip(values, look(names).items(), strict=True):
         share = np.full(len(sample), 1 / len(sample))
         axes.hist(sample, edges, weights=share, histtype="step", label=name, **_line(one))
-    axes.set(xlabel=xlabel, ylabel="share of patients per bin")
+    axes.set(xlabel=xlabel, ylabel="share per bin")
     axes.legend()
     return figure
 

@@ -625,3 +625,12 @@ def test_verify_runs_quick_anew_and_fails_by_a_planted_change(table, tmp_path, m
     said = capsys.readouterr()
     assert ended.value.code == 1 and "on the same platform" in said.out and "1 rows differ" in said.out
     assert "another result from the same data" in said.err
+
+
+def test_the_sweep_over_networks_is_every_network_on_three_cohorts():
+    runs = run.runs_of(parse(["--sweep", str(run.NOTEBOOKS / "sweeps" / "networks.yaml")]))
+    trained = {
+        (one.parameters["cohort"], one.parameters["network"], bool(one.parameters["network_options"])) for one in runs
+    }
+    assert len(trained) == len(runs) == 12 and len({one.folder for one in runs}) == 12
+    assert all(one.notebooks == run.names()[:4] for one in runs)
