@@ -86,14 +86,14 @@ def elsewhere():
         table = results.read(path)
         decided = results.decisions(table)
         counts, best = results.counted(decided), decided[decided["model"] == "passes"].head(1)
-        words = f"with {path.parent.name} {counts['passes']} of {sum(counts.values())} may be"
+        words = f"{path.parent.name} {counts['passes']} of {sum(counts.values())}"
         if len(best):
             useful = results.select(table, notebook="02_target_model", group="all", metric="balanced accuracy")
             row = best[results.UTILITY].set_axis(results.INTERVAL, axis=1).iloc[0]
             undefended = report.percent(results.one(useful, trainer="bank", control=""))
             words += f" ({best['setting'].iloc[0]}: {report.percent(row)}, undefended {undefended})"
         said.append(words)
-    return f"Elsewhere there are no centroids: {', '.join(said)}."
+    return f"May be shared elsewhere, without centroids: {', '.join(said)}."
 
 
 def answer():
