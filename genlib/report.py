@@ -145,25 +145,22 @@ def answer(table, tolerance=0.03, floor=0.5):
     """
     useful = results.select(table, notebook="02_target_model", group="all", metric="balanced accuracy", control="")
     target = results.one(useful, trainer="bank")
-    answers = results.select(table, notebook="03_answers", control="", attacker=["auditor", "no shadow models"])
+    who = ["auditor", "no shadow models", "outsider, a quarter trains"]
+    answers = results.select(table, notebook="03_answers", control="", attacker=who)
     weights = results.select(table, notebook="04_weights", network=target["network"], start="random", control="")
-    known = {"attacker": ["auditor", "no shadow models"], "attack": ["span", "LiRA on answers and span"]}
+    known = {"attacker": who[:2], "attack": ["span", "LiRA on answers and span"]}
     weights, linear = results.select(weights, **known), results.select(useful, network="linear model")
     models = results.select(results.decisions(table, tolerance, floor), shared="model")
     if models.empty:
         raise LookupError("no setting of notebooks 05 and 06 was measured")
     exposed = results.select(pd.concat([results.select(answers, attack="LiRA"), weights]), metric=GLOBAL)
     exposed = exposed.dropna(subset="estimate")
-    outsider = {"notebook": "03_answers", "attacker": "outsider, a quarter trains", "group": "all"}
-    outsider = results.select(table, **outsider, metric=results.FOUND, shared="answers").dropna(subset="estimate")
-    best = models.iloc[0]
-    gain = results.select(table, metric="balanced accuracy less that of published centroids", start=best["start"])
-    gain = gain[gain["epsilon"] == best["epsilon"]]
+    best = {name: models[name].iloc[0] for name in ("start", "epsilon")}
+    gain = results.select(table, metric="balanced accuracy less that of published centroids", **best)
     values = {
         "target": target,
         "free": results.baselines(table).to_dict("records"),
         "linear": None if linear.empty else linear.iloc[0],
-        "outsider": outsider,
         "answers": results.select(answers, group="all", metric=results.FOUND),
         "weights": results.select(weights, group="all", metric=results.FOUND),
         "exposed": exposed.sort_values("estimate", kind="stable", ascending=False),
