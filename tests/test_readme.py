@@ -93,7 +93,14 @@ def elsewhere():
             undefended = report.percent(results.one(useful, trainer="bank", control=""))
             words += f" ({best['setting'].iloc[0]}: {report.percent(row)}, undefended {undefended})"
         said.append(words)
-    return f"May be shared elsewhere, without centroids: {', '.join(said)}."
+    every = results.select(results.read(REFERENCE / "networks" / "results.csv"), attack="span", metric=results.FOUND)
+    every = every[every["network"].str.contains("optimizer adam")].set_index("cohort")
+    found = [f"{report.percent(every.loc[name])} of the members of {name}" for name in ("tcga-brca", "tcga-lgg")]
+    link = "[every network](outputs/reference/networks/10_across_cohorts.ipynb)"
+    return (
+        f"May be shared elsewhere, without centroids: {', '.join(said)}. Weights give away more where Adam trains them: "
+        f"{found[0]}, {found[1].replace('the members of ', '')} ({link})."
+    )
 
 
 def answer():
