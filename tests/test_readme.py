@@ -95,11 +95,11 @@ def elsewhere():
         said.append(words)
     every = results.select(results.read(REFERENCE / "networks" / "results.csv"), attack="span", metric=results.FOUND)
     every = every[every["network"].str.contains("optimizer adam")].set_index("cohort")
-    found = [f"{report.percent(every.loc[name])} of the members of {name}" for name in ("tcga-brca", "tcga-lgg")]
+    found = [f"{report.percent(every.loc[name])} of {name}" for name in ("tcga-brca", "tcga-lgg")]
     link = "[every network](outputs/reference/networks/10_across_cohorts.ipynb)"
     return (
-        f"May be shared elsewhere, without centroids: {', '.join(said)}. Weights give away more where Adam trains them: "
-        f"{found[0]}, {found[1].replace('the members of ', '')} ({link})."
+        f"May be shared elsewhere, without centroids: {', '.join(said)}. Where Adam trains them, weights give away "
+        f"{' and '.join(found)} ({link})."
     )
 
 
