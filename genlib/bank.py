@@ -765,12 +765,15 @@ def _trained(job, missing, weights=False):
 
 
 def _bank(job, size):
-    """A compiled bank for this job; each thread keeps its last."""
+    """A compiled bank for this job; each thread keeps its last, which serves every learning rate that is a number."""
     width = job.most if job.form == "span" else job.x.shape[1]
     promise = job.plan and (job.plan.clip_norm, job.plan.divisor, job.plan.same_mask)
-    key = (job.name, job.form, size, width, promise, job.average > 0, K.backend.floatx())
+    name = re.sub(r'("learning_rate": )[-+.\de]+', r"\1", job.name or "")
+    key = (name, job.form, size, width, promise, job.average > 0, K.backend.floatx())
     if job.name is None or getattr(_held, "key", None) != key:
         _held.bank, _held.key = _build(job, size, width), key
+    if isinstance(job.model.optimizer._learning_rate, tf.Variable):
+        _held.bank.optimizer.learning_rate = job.model.optimizer.learning_rate
     return _held.bank
 
 

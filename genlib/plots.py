@@ -15,7 +15,8 @@ LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
 BELOW = {"loc": "outside lower center", "fontsize": 8}
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind words that a line would cross
+# Words in the plot, on white where a line would cross them.
+WORDS = {"color": "0.4", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
 # Every defense of the study has its place, so that it looks the same in every figure.
 DEFENSES = [
     "none", "DP-SGD", "L2", "dropout", "fewer epochs", "label smoothing", "mixup", "RelaxLoss", "HAMP",
@@ -72,7 +73,7 @@ def _level(axes, value, words, upright=False):
         (axes.axvline if upright else axes.axhline)(value, color="0.6", lw=0.8)
         place, ha = ((value, 1), "center") if upright else ((0.01, value), "left")
         across = axes.get_xaxis_transform() if upright else axes.get_yaxis_transform()
-        axes.text(*place, words, transform=across, color="0.4", ha=ha, va="bottom", bbox=PAPER)
+        axes.text(*place, words, WORDS, transform=across, ha=ha, va="bottom")
 
 
 def save(figure, run_folder, name):
@@ -138,8 +139,7 @@ def intervals(table, rows, hue=None, xlabel="", chance=None, xlim=None):
         height = np.array([names.index(name) for name in part[rows]]) + (i - (len(looks) - 1) / 2) * apart
         axes.errorbar(part["estimate"], height, xerr=_spread(part), label=value, **_mark(one))
         for place in height[part["estimate"].isna()]:  # a line without a mark says why
-            where = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": PAPER}
-            axes.text(0.03, place, "not measurable", color="0.4", **where)
+            axes.text(0.03, place, "not measurable", WORDS, transform=axes.get_yaxis_transform(), va="center")
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, xlim=xlim, ylim=(len(names) - 0.5, -0.5))
     if hue is not None and len(looks) < len(table):
         figure.legend(ncols=2, **BELOW)  # long names of rows leave no place beside

@@ -175,8 +175,7 @@ def answer(table, tolerance=0.03, floor=0.5):
 
 def _replaced(tpr, fpr=0.01):
     """Bound on finding who of two trained, where `tpr` is that on finding whether one did: twice the distance."""
-    known = scipy.stats.norm.ppf(fpr)
-    return scipy.stats.norm.cdf(known + 2 * (scipy.stats.norm.ppf(tpr) - known))
+    return scipy.stats.norm.cdf(2 * scipy.stats.norm.ppf(tpr) - scipy.stats.norm.ppf(fpr))
 
 
 def summary(table):

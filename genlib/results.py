@@ -384,9 +384,8 @@ def counted(decided):
 
     Undefended models of as many patients as a student and its teacher are a comparison, and no way of their own.
     """
-    recipe = [name for name in SETTING if name != "notebook"]
-    ways = decided[decided["defense"] != "none, as many patients"]
-    once = select(ways, shared="model").drop_duplicates(recipe, keep="last")
+    once = select(decided[decided["defense"] != "none, as many patients"], shared="model")
+    once = once.drop_duplicates([name for name in SETTING if name != "notebook"], keep="last")
     verdicts = once["model"].mask(once["why"].str.startswith("balanced accuracy below"), "useless")
     return verdicts.value_counts().reindex([*VERDICTS, "useless"], fill_value=0).to_dict()
 

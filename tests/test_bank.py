@@ -557,3 +557,20 @@ def test_a_model_is_the_same_after_it_was_fitted_and_asked():
     model.fit(X, LABELS, verbose=0)
     model.predict(X, verbose=0)
     assert bank.describe(model) == before is not None
+
+
+def test_one_compiled_bank_serves_every_learning_rate():
+    labels, x = np.arange(40) % 2, np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+    members = membership.paired_halves(labels, 4, 0)
+
+    def trained(rate):
+        model = networks.mlp(60, 2, (8,), learning_rate=rate, momentum=0.9)
+        found = bank.train(model, x, labels, members, epochs=3, batch_size=10, seed=0, progress=False)
+        return found.logits
+
+    slow, fast, again = trained(0.02), trained(0.2), trained(0.02)
+    np.testing.assert_array_equal(slow, again)
+    alone = bank.fit(networks.mlp(60, 2, (8,), learning_rate=0.2, momentum=0.9), x, labels, members, 1, epochs=3,
+                     batch_size=10, seed=0)  # fmt: skip
+    np.testing.assert_allclose(fast[1], alone.predict(x, verbose=0), atol=1e-4)
+    assert np.abs(slow - fast).max() > 1
