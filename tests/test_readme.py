@@ -151,7 +151,7 @@ def test_small_classes_lose_most_under_dp_sgd_from_a_random_start():
     table = results.read(REFERENCE / "results.csv")
     size = report.class_sizes(table).sort_values()
     of = {name: results.settings(table, "recall", group=name).set_index("setting")["utility"] for name in size.index}
-    for epsilon in (1, 4, 16):
+    for epsilon in (1, 4):
         lost = {name: one[PLAIN] - one[f"DP-SGD, epsilon {epsilon}, pam50"] for name, one in of.items()}
         assert max(lost, key=lost.get) in size.index[:2]
 
