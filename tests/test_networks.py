@@ -111,7 +111,7 @@ def test_a_network_is_built_and_trained_as_its_profile_says_with_what_is_changed
 def test_a_function_of_ones_own_is_a_network_like_any_other(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     how = networks.recipe(f"{tmp_path}/mine.py:build", "quick", {"width": 6, "batch_size": 8})
-    assert how.name == "build" and how.training == {"epochs": 30, "batch_size": 8}
+    assert how.name == "build (batch_size 8, width 6)" and how.training == {"epochs": 30, "batch_size": 8}
     model = how.build(30, 3)
     assert model.layers[0].units == 6 and isinstance(model.optimizer, K.optimizers.Adam)
     loss = K.losses.CategoricalCrossentropy(from_logits=True)

@@ -353,7 +353,7 @@ def test_a_number_in_a_name_is_an_entrez_id_only_where_the_rest_of_the_name_diff
     assert split("A|1", "?|2", "B") == (["A", "", "B"], ["1", "2", ""])
     start = time.process_time()
     assert split(*(f"S{i}X_{i}" for i in range(20_000)))[0][-1] == "S19999X"
-    assert time.process_time() - start < 2  # linear, where comparing all names took ten times as long
+    assert time.process_time() - start < 6  # linear, where comparing all names took ten times as long
     # Where ids stand in a column of their own, names are names.
     assert readers.split_names(["HLA_1", "HLA_2"], ["10", "11"]) == (["HLA_1", "HLA_2"], ["10", "11"])
 

@@ -46,7 +46,7 @@ def shown(table):
         rows[training & ~shows].loc[[risk[training & ~shows].idxmin()]],
         rows[training & shows].loc[[risk[training & shows].idxmin()]],
     ]
-    picked = pd.concat(picked).drop(columns="its answers").rename(columns={"the model": "may be shared"})
+    picked = pd.concat(picked).drop(columns="its answers").rename(columns={"the model": "recipe passes"})
     words = {r" \(notebook 0\d\)$": "", "^HAMP .*": "HAMP (answers only)", ", most variable genes": ""}
     picked["setting"] = picked["setting"].replace(words, regex=True)
     picked["why"] = picked["why"].replace(
@@ -58,7 +58,7 @@ def shown(table):
         },
         regex=True,
     )
-    picked["why"] = picked["why"].replace({"no patient .*; b": "b", "no .* it$": "no patient needed"}, regex=True)
+    picked["why"] = picked["why"].replace({"no patient .*; b": "b", "no .* it$": "made without them"}, regex=True)
     return picked.replace({"passes": "yes", "fails": "no"})
 
 
@@ -98,8 +98,8 @@ def elsewhere():
     found = [f"{report.percent(every.loc[name])} of {name}" for name in ("tcga-brca", "tcga-lgg")]
     link = "[every network](outputs/reference/networks/10_across_cohorts.ipynb)"
     return (
-        f"May be shared elsewhere, without centroids: {', '.join(said)}. Where Adam trains them, weights give away "
-        f"{' and '.join(found)} ({link})."
+        f"Recipes that pass elsewhere, without centroids: {', '.join(said)}. Trained by Adam, weights give away "
+        f"{' and '.join(found)} members ({link})."
     )
 
 
