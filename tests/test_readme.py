@@ -63,19 +63,17 @@ def shown(table):
 
 
 def classes(table):
-    """What is known of a hard and of an easy class of about the same size, and what an accusation means."""
+    """What is known of a hard and of an easy class of about the same size, and of a small and a large one under DP-SGD."""
     rows = report.class_table(table).set_index("class")
     found, recall = rows["found by LiRA"], rows["recall"].str.split(" ", n=1).str[0]
     said = [f"{found[n]} of {n} ({rows['patients'][n]} patients, recall {recall[n]} %)" for n in ("LumB", "Basal")]
     private = {n: report.settings_table(table, n).set_index("setting")["recall"] for n in ("Normal-like", "LumA")}
     paid = {name: (one[PRIVATE], one[PLAIN]) for name, one in private.items()}
-    lira = results.select(table, notebook="03_answers", attack="LiRA", attacker="auditor", group="all", control="")
-    few = report.percent(results.one(lira, metric="PPV at prior 0.01, FPR 0.01"))
     small, large = (f"{with_noise} at epsilon 4, {without} without" for with_noise, without in paid.values())
     return (
         f"Hard classes are exposed even where they are not rare: LiRA finds {said[0]}, but {said[1]}. Under DP-SGD "
         f"from a random start small classes lose most: on pam50 the recall of Normal-like is {small}, of LumA "
-        f"{large}. If 1 in 100 candidates is a member, {few} of LiRA's accusations are right."
+        f"{large}."
     )
 
 
