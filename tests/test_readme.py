@@ -63,7 +63,7 @@ def shown(table):
 
 
 def classes(table):
-    """What is known of a hard and of an easy class of about the same size, and of a small and a large one under DP-SGD."""
+    """What is known of a hard and an easy class of about the same size, and of a small and a large one under DP-SGD."""
     rows = report.class_table(table).set_index("class")
     found, recall = rows["found by LiRA"], rows["recall"].str.split(" ", n=1).str[0]
     said = [f"{found[n]} of {n} ({rows['patients'][n]} patients, recall {recall[n]} %)" for n in ("LumB", "Basal")]
