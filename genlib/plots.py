@@ -286,25 +286,6 @@ def _labels_beside(axes, points):
         axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
 
 
-def lines(table, xlabel, ylabel):
-    """Draw one line a column of numbers above 0 over the table's index, both axes logarithmic.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> lines(pd.DataFrame({"a": [1, 2]}, index=[10, 20]), "genes", "seconds").axes[0].get_yscale()
-    'log'
-    """
-    figure, axes = plt.subplots(figsize=(5.6, 3.2))
-    for name, one in look(table).items():
-        axes.plot(table.index, table[name], label=name, **one)
-    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    axes.yaxis.set_major_formatter("{x:,g}")
-    _plain_ticks(axes, table.index)
-    axes.legend(**BESIDE)
-    return figure
-
-
 def sizes_and_risks(table, hue, xlabel, ylabel):
     """Draw classes as points with intervals: how many patients each has, on a logarithmic axis, and its risk.
 

@@ -344,6 +344,40 @@ def test_other_cohorts_are_as_they_are_known(name, shape, sizes, brca_cache, mon
     np.testing.assert_array_equal(cohorts.load(name).expression, cohort.expression)
 
 
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_microarray_cohort_is_that_of_its_authors(brca_cache, monkeypatch):
+    """Its two tables of features and of classes are stacked in one order: the authors' counts of both parts."""
+    monkeypatch.setenv("GENLIB_DATA", str(brca_cache))
+    cohort = cohorts.load("khan-srbct")
+    assert cohort.expression.shape == (83, 2308)
+    assert np.bincount(cohort.labels[:63]).tolist() == [8, 23, 12, 20]  # Khan et al. 2001: 63 for training
+    assert np.bincount(cohort.labels[63:]).tolist() == [3, 6, 6, 5]
+    # Their classes are easily told apart: hardly any patient is nearest to another class's mean.
+    z = features.transform(cohort)
+    means = np.stack([z[cohort.labels == k].mean(axis=0) for k in range(4)])
+    assert ((z @ means.T - (means**2).sum(axis=1) / 2).argmax(axis=1) == cohort.labels).mean() > 0.9
+
+
+def test_tables_of_a_wheel_are_stacked_and_their_rows_numbered(cache, tmp_path):
+    rng, members = np.random.default_rng(1), {}
+    for part, n in (("a", 14), ("b", 10)):
+        values = rng.normal(8, 1, (n, 3)).round(6)
+        members[f"tiny/x_{part}.csv"] = pd.DataFrame(values, columns=["G1", "G2", "G3"])
+        members[f"tiny/y_{part}.csv"] = pd.DataFrame({"kind": np.arange(n) % 2})
+    path = cache / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, table in members.items():
+            archive.writestr(name, table.to_csv(index=False))
+    where = {"package": "tiny", "version": "1.0", "sha256": checksum(path), "size": 99}
+    parts = {kind: {"wheel": where, "member": [f"tiny/{kind}_a.csv", f"tiny/{kind}_b.csv"]} for kind in "xy"}
+    own_registry(cache, tmp_path, expression=parts["x"], clinical=parts["y"], patient="row", label="kind", classes=None)
+    cohort = cohorts.load("thyroid")
+    whole = np.vstack([members[f"tiny/x_{part}.csv"] for part in "ab"])
+    np.testing.assert_allclose(cohort.expression, whole, rtol=1e-6)
+    assert cohort.labels.tolist() == [i % 2 for i in range(14)] + [i % 2 for i in range(10)]
+
+
 def test_kidney_cancers_express_their_marker_genes(brca_cache, monkeypatch):
     if not list(brca_cache.glob("tcga-kipan.*.h5ad")):
         pytest.skip("tcga-kipan was not fetched")

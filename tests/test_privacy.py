@@ -619,6 +619,12 @@ def test_a_tolerance_is_kept_by_the_least_noise(tpr, fpr):
     assert tpr * 0.98 < privacy.trade_off(fpr, plan.noise_multiplier, 60) <= tpr * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("tpr", "sigma"), [(0.02, 28.417), (0.03, 17.385), (0.05, 11.366), (0.1, 7.414)])
+def test_a_tolerance_takes_the_noise_that_riskcal_finds(tpr, sigma):
+    """60 full batches at 1 % false accusations; by riskcal 1.5.1 (Kulynych et al.), on a grid of 0.001."""
+    assert abs(privacy.calibrate(tpr, 0.01).mechanism(384, 60).noise_multiplier / sigma - 1) < 1e-3
+
+
 def test_a_tolerance_below_guessing_is_refused():
     with pytest.raises(ValueError, match="tpr=0.01, fpr=0.03: give 0 < fpr < tpr < 1"):
         privacy.calibrate(0.01, 0.03)

@@ -106,7 +106,7 @@ WRONG = {
     "--seed 0,0": "would both write to outputs/simulated-smoke; ask for it once",
     "--only 99": "unknown notebook '99'; choose among 01_cohort",
     "--run ../elsewhere": "a plain folder name",
-    "--cohort tcga-bcra": "unknown cohort 'tcga-bcra'; known cohorts: simulated, tcga-brca",
+    "--cohort tcga-bcra": "unknown cohort 'tcga-bcra'; known cohorts: khan-srbct, simulated",
     "--cohort tcga-brca,tcga-bcra": "unknown cohort 'tcga-bcra'",
     "--cohort own.csv": "own.csv: say which column holds each patient's class, as label='subtype' (--label)",
     "--cohort own.csv --label kind --clinical none.tsv": "there is no file none.tsv",
