@@ -53,7 +53,7 @@ def parser(command="study", where="run_all.sh"):
     add("--site", metavar="COLUMN", help="column of hospitals")
     add("--several", metavar="HOW", help="what several samples of a patient become: first or mean")
     add("--unmatched", metavar="drop", help="leave out samples that the clinical table does not name")
-    add("--units", help="linear, where the values are no logarithms; log2")
+    add("--units", help="linear, where the values are no logarithms; ln; log2")
     add("--layer", help="layer of an .h5ad file to read, or raw")
     add("--drop-constant-genes", metavar="True", help="leave out genes with one value in all patients")
     add("--ignore", metavar="COLUMN", nargs="+", help="columns that are neither genes nor the label")

@@ -134,9 +134,9 @@ def load(source="tcga-brca", *, keep_ids=False, **options):
         first by its barcode. Normal tissue is always left out.
     unmatched : {"refuse", "drop"}
         What to do where more than a tenth of a matrix's samples are not in the clinical table.
-    units : {"linear", "log2"}
-        Linear values, as counts, become log2(x + 1). By default values must be in log2 units (RSEM files of cBioPortal:
-        linear), and are refused where they cannot be.
+    units : {"linear", "ln", "log2"}
+        Linear values, as counts, become log2(x + 1), natural logarithms log2. By default values must be in log2 units
+        (RSEM files of cBioPortal: linear), and are refused where they cannot be.
     layer : str
         Layer of an ``.h5ad`` file to read instead of X, or ``"raw"``.
     classes : dict
@@ -424,8 +424,8 @@ def _fetched(name, where, scratch, opened):
         path = scratch.with_name(f"{scratch.name}-{pathlib.PurePath(member).name}")
         path.write_bytes(archive.read(member))
         if more:  # tables to be stacked, whose patients have no names but the numbers of their rows
-            tables = [pd.read_csv(archive.open(one), dtype=str) for one in [member, *more]]
-            pd.concat(tables, ignore_index=True).to_csv(path, index_label="row")
+            rows = pd.concat([pd.read_csv(archive.open(one), dtype=str) for one in where["member"]], ignore_index=True)
+            rows.drop(index=where.get("leave_out", [])).to_csv(path, index_label="row")
     elif "url" in where:
         kept = cache_folder() / where.get("name", where["url"].rsplit("/", 1)[-1])
         path = fetch(where["url"], kept, where["checksum"], where["size"])

@@ -86,7 +86,7 @@ class Options:
     missing: tuple = MISSING
     several: typing.Literal["refuse", "first", "mean"] = "refuse"
     unmatched: typing.Literal["refuse", "drop"] = "refuse"
-    units: typing.Literal[None, "linear", "log2"] = None
+    units: typing.Literal[None, "linear", "ln", "log2"] = None
     layer: str = None
     drop_constant_genes: bool = False
     classes: dict = dataclasses.field(default_factory=dict)
@@ -908,7 +908,10 @@ def _values(parts, options):
     words = f"values as {codes} in {some(genes)} are a code for missing, not expression; write them as empty cells"
     refuse(path, genes, f"{words}, or leave the genes out with ignore={genes[:20]}")
     again = pd.Series([row.tobytes() for row in np.where(finite, values, 0)]).duplicated(keep=False)
-    words = f"{again.sum()} patients have the values of others, at {parts.where(again)}; keep one of each"
+    few = values[:, finite.all(axis=0)][:, :: max(1, values.shape[1] // 2000)]
+    if few.shape[1] >= 50:  # with fewer, patients may be alike by chance; no two of TCGA correlate above 0.93
+        again |= (np.corrcoef(few - few.mean(axis=0)) > 0.98).sum(axis=1) > 1
+    words = f"{again.sum()} patients have the values of others, or nearly, at {parts.where(again)}; keep one of each"
     refuse(path, again, words)
     scaled = _scaling(values[:, finite.any(axis=0)][:, :: max(1, values.shape[1] // 2000)])  # of some genes
     words = f"nearly every gene has {scaled} over the patients, as z-scores have, so every value holds the others"
@@ -931,6 +934,8 @@ def _scaling(values):
 
 def _units(parts, options):
     """Values in log2 units, by what they are said to be; what contradicts that is refused."""
+    if options.units == "ln":  # natural logarithms
+        parts.expression = parts.expression / np.log(2)
     path, values = parts.path, np.where(np.isfinite(parts.expression), parts.expression, np.nan)
     top, low, d = np.nanmax(values), np.nanmin(values), values.shape[1]
     if options.units == "linear":

@@ -772,3 +772,24 @@ def test_of_a_spoiled_file_either_the_right_cohort_comes_or_one_line(tmp_path, f
             assert cohort.classes == sorted(set(CLASSES)), (kind, cohort.classes)
             outcomes.append("right")
     assert outcomes.count("right") >= 3 and outcomes.count("refused") >= 10
+
+
+def test_one_sample_under_two_names_is_refused(tmp_path):
+    """A copy that was measured again at another intensity correlates beyond what two patients do."""
+    rng, genes = np.random.default_rng(3), [f"G{i}" for i in range(200)]
+
+    def load():
+        rows = [["subtype", *genes], *([f"type {i % 2}", *one] for i, one in enumerate(values.round(4)))]
+        return cohorts.load(**a_table(tmp_path, rows=rows))
+
+    values = rng.uniform(2, 14, 200) + rng.normal(0, 1.5, (40, 1)) * rng.normal(0, 1, 200) + rng.normal(0, 1, (40, 200))
+    assert load().expression.shape == (40, 200)
+    values[7] = values[31] + 0.4 + rng.normal(0, 0.05, 200)
+    with pytest.raises(ValueError, match="2 patients have the values of others, or nearly, at .*; keep one of each"):
+        load()
+
+
+def test_natural_logarithms_become_those_of_base_2(tmp_path):
+    given = a_table(tmp_path)
+    found, plain = cohorts.load(**given, units="ln").expression, cohorts.load(**given).expression
+    np.testing.assert_allclose(found, plain / np.log(2), rtol=1e-6)

@@ -192,7 +192,7 @@ def test_the_answer_quotes_the_results(table):
     said = report.answer(table)
     assert "balanced accuracy of 70 % (69 to 71)" in said[0] and "published centroids 60 % (59 to 61)" in said[0]
     assert "on the loss 1.0 % (0.0 to 2.0)" in said[1] and "LiRA finds 30 % (29 to 31) with models of" in said[1]
-    assert "Most exposed is B (10 patients): 90 % (89 to 91)" in said[2]
+    assert "Most exposed, by the estimate, is B (10 patients): 90 % (89 to 91)" in said[2]
     assert said[3].startswith("Of 2 recipes for a model 1 passes")
     assert "privacy fails in 1, usefulness in 0" in said[3]
     assert "DP-SGD, epsilon 1, balanced accuracy 65 %" in said[4] and "proven: at most 2.6 %" in said[4]
