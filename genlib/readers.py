@@ -911,7 +911,7 @@ def _values(parts, options):
     few = values[:, finite.all(axis=0)][:, :: max(1, values.shape[1] // 2000)]
     if few.shape[1] >= 50:  # with fewer, patients may be alike by chance; no two of TCGA correlate above 0.93
         again |= (np.corrcoef(few - few.mean(axis=0)) > 0.98).sum(axis=1) > 1
-    words = f"{again.sum()} patients have the values of others, at {parts.where(again)} (or nearly so); keep one of each"
+    words = f"{again.sum()} patients have the values of others, at {parts.where(again)} or nearly; keep one of each"
     refuse(path, again, words)
     scaled = _scaling(values[:, finite.any(axis=0)][:, :: max(1, values.shape[1] // 2000)])  # of some genes
     words = f"nearly every gene has {scaled} over the patients, as z-scores have, so every value holds the others"
