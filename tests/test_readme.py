@@ -68,7 +68,7 @@ def classes(table):
     found, recall = rows["found by LiRA"], rows["recall"].str.split(" ", n=1).str[0]
     said = [f"{found[n]} of {n} ({rows['patients'][n]} patients, recall {recall[n]} %)" for n in ("LumB", "Basal")]
     paid = []
-    for name in ("Her2", "LumB", "Basal"):
+    for name in ("LumB", "Basal"):
         one = report.settings_table(table, name).set_index("setting")["recall"]
         paid.append(f"of {name} {one[PRIVATE]}, {one[PLAIN]} without")
     return (
@@ -122,8 +122,7 @@ def answer():
     """What the reference found: sentences, a figure, and eight settings."""
     table = results.read(REFERENCE / "results.csv")
     words = "\n".join(f"- {sentence}" for sentence in report.answer(table))
-    alternative = "A hard and an easy patient: models trained on them (filled) and others, without and with privacy"
-    figure = f"![{alternative}](outputs/reference/figures/5g_two_patients.svg)"
+    figure = "![Two patients in models that saw them and others](outputs/reference/figures/5g_two_patients.svg)"
     said = f"{words}\n\n{classes(table)}\n\n{elsewhere()}\n\n{figure}\n\n{in_markdown(shown(table))}"
     return re.sub(r"(\d) %", r"\1%", re.sub(r"\(([\d.]+) to ([\d.]+)\)", r"(\1–\2)", said))
 
