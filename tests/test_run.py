@@ -120,7 +120,7 @@ WRONG = {
     "--network-options {epochs": "--network-options is no YAML",
     "--network-options 7": "--network-options: 7 cannot be; write it like {}",
     "--cohort-options '{n_patient: 9}'": "unknown option 'n_patient' of a cohort; the options are label",
-    "--cohort own.csv --label kind --units ln": "units='ln' is not known; choose one of None, linear, log2",
+    "--cohort own.csv --label kind --units log10": "units='log10' is not known; choose one of None, linear, ln, log2",
     "--sweep none.yaml": "none.yaml cannot be read",
     "--scheduler tcp://127.0.0.1:9": "spreads several runs, and this is one",
 }
