@@ -70,10 +70,10 @@ def classes(table):
     paid = []
     for name in ("LumB", "Basal"):
         one = report.settings_table(table, name).set_index("setting")["recall"]
-        paid.append(f"of {name} {one[PRIVATE]}, {one[PLAIN]} without")
+        paid.append(f"{one[PRIVATE]} for {name}, {one[PLAIN]} without")
     return (
         f"Hard classes are exposed even where they are not rare: LiRA finds {said[0]}, but {said[1]}. They also pay "
-        f"for DP-SGD: on all genes at epsilon 1 the recall {'; '.join(paid)}."
+        f"for DP-SGD: on all genes at epsilon 1 recall is {'; '.join(paid)}."
     )
 
 
