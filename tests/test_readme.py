@@ -51,6 +51,8 @@ def shown(table):
     picked["setting"] = picked["setting"].replace(words, regex=True)
     picked["why"] = picked["why"].replace(
         {
+            "proven: at most": "proven, in or out: at most",
+            "answers and span": "answers and weights",
             "^span": "weights",
             "(.*) finds (.*) members": r"\1: \2",
             "; the model .*": "",
@@ -68,7 +70,7 @@ def classes(table):
     found, recall = rows["found by LiRA"], rows["recall"].str.split(" ", n=1).str[0]
     said = [f"{found[n]} of {n} ({rows['patients'][n]} patients, recall {recall[n]} %)" for n in ("LumB", "Basal")]
     paid = []
-    for name in ("LumB", "Basal"):
+    for name in ("Her2", "Basal"):
         one = report.settings_table(table, name).set_index("setting")["recall"]
         paid.append(f"{one[PRIVATE]} for {name}, {one[PLAIN]} without")
     return (
@@ -113,7 +115,7 @@ def elsewhere():
     cohorts = f"[{len(apart)} cohorts](outputs/reference/10_across_cohorts.ipynb)"
     adam = "[Adam](outputs/reference/networks/10_across_cohorts.ipynb)"
     return (
-        f"LiRA surely finds more than guessing in {above['LiRA']} of {cohorts}, span in {above['span']}. Recipes that "
+        f"LiRA finds more than guessing in {above['LiRA']} of {cohorts}, weights in {above['span']}. Recipes that "
         f"pass without centroids: {passing(tables)}. Trained by {adam}, weights give away {', '.join(found)} members."
     )
 
@@ -186,10 +188,10 @@ def test_the_models_of_the_readme_run_as_they_are_written(tmp_path, monkeypatch,
     assert "TPR at FPR 0.1" in capsys.readouterr().out
     cohort = space["cohort"]
     names = {
-        "model": space["trained"].model(0),
+        "fitted": space["trained"].model(0),
         "genes": cohort.genes[:50],
         "classes": list("abcde"),
-        "members": ["p1"],
+        "patient_ids": ["p1"],
     }
     exec(compile(second, "README.md", "exec"), names)
     read = audit.read_model("shared")
