@@ -6,6 +6,7 @@ complete. Tables are CSV, arrays are ``.npz`` without objects; nothing is pickle
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -348,7 +349,7 @@ def verdict(risk, tolerance, n_statements=None):
         worst = risk.iloc[np.nanargmax(excess)]
         return "fails", f"{worst['attack']} finds {100 * worst['estimate']:.0f} % of {worst['group']} members"
     if risk["bound"].max() <= tolerance:
-        return "passes", f"proven: at most {100 * risk['bound'].max():.1f} % by any attack"
+        return "passes", f"proven, in or out: at most {100 * risk['bound'].max():.1f} % by any attack"
     unsure = risk[~(risk["high"] <= tolerance)]
     if unsure.empty:
         return "passes", "every attack that was run stays below"
@@ -586,8 +587,11 @@ def meant(like, value, where):
 def update_manifest(run_folder, section, value):
     """Set one section of the run's ``manifest.json``, as a notebook's name or ``"environment"``; keep the others."""
     path = pathlib.Path(run_folder) / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
-    save_json(path, manifest | {section: value})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(".manifest.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # notebooks that run at the same time wait for each other here
+        manifest = json.loads(path.read_text()) if path.exists() else {}
+        save_json(path, manifest | {section: value})
     return manifest | {section: value}
 
 
