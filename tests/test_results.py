@@ -238,6 +238,6 @@ def test_a_section_of_the_manifest_is_replaced_or_all_stays_as_it_was(tmp_path):
         results.update_manifest(tmp_path, "02_a", {"seed": object()})
     assert returned == {"01_cohort": {"seed": 0, "words": "é"}, "02_a": {"seed": 2}}
     assert json.loads((tmp_path / "manifest.json").read_text()) == returned
-    assert names_in(tmp_path) == ["manifest.json"]
+    assert names_in(tmp_path) == [".manifest.lock", "manifest.json"]
     made = results.update_manifest(tmp_path, "environment", results.environment())["environment"]
     assert {"python", "numpy", "tensorflow"} <= set(made["versions"]) and made["processor"] and made["blas"]

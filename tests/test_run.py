@@ -353,7 +353,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "notebooks"), [("softmax", "03"), ("cnn", "02"), ("deeptype", "03,06")])
+@pytest.mark.parametrize(("network", "notebooks"), [("cnn", "02"), ("deeptype", "06")])
 def test_every_network_has_its_own_road_through_the_notebooks(names, network, notebooks):
     finish(f"--network {network} --only {notebooks} --run {names[0]}")
     found = results.load(run.OUTPUTS / names[0])
@@ -374,6 +374,7 @@ def test_files_of_ones_own_go_from_the_first_notebook_to_the_last(names, here):
     (here / "mine.py").write_text(OWN)
     before = (here / "own.csv").read_bytes()
     words = "--label kind --panel genes.gmt#first --network mine.py:small --network-options '{epochs: 4}'"
+    words += " --only 01,02,03,04,05,08,09"  # 06 and 07 train nearly all the time
     command = shlex.split(f"--profile smoke --cohort own.csv --run {names[0]} {words}")
     done = subprocess.run([sys.executable, "-m", "genlib", *command], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -381,7 +382,7 @@ def test_files_of_ones_own_go_from_the_first_notebook_to_the_last(names, here):
     found = results.load(folder)
     made_up = found["control"].str.startswith("made by hand")  # weights of no cohort
     assert set(found.loc[~made_up, "cohort"]) == {"own"}
-    assert set(found["notebook"]) == set(run.names()) - {"09_report"}
+    assert set(found["notebook"]) == set(run.names()) - {"06_defenses", "07_audit", "09_report"}
     assert {"A", "B"} <= set(found["group"]) and {"all genes", "first"} <= set(found["features"])
     assert (
         any(name.startswith("small") for name in found["network"]) and not found["features"].str.contains("gmt").any()
@@ -633,10 +634,10 @@ def test_verify_runs_quick_anew_and_fails_by_a_planted_change(table, tmp_path, m
     assert "another result from the same data" in said.err
 
 
-def test_the_sweep_over_networks_is_every_network_on_three_cohorts():
+def test_the_sweep_over_networks_is_every_network_on_six_cohorts():
     runs = run.runs_of(parse(["--sweep", str(run.NOTEBOOKS / "sweeps" / "networks.yaml")]))
     trained = {
         (one.parameters["cohort"], one.parameters["network"], bool(one.parameters["network_options"])) for one in runs
     }
-    assert len(trained) == len(runs) == 12 and len({one.folder for one in runs}) == 12
+    assert len(trained) == len(runs) == 24 and len({one.folder for one in runs}) == 24
     assert all(one.notebooks == run.names()[:4] for one in runs)
