@@ -7,7 +7,6 @@ import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's palette, black last, each with a line style and a marker so that gray print works too.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#000000"]
@@ -284,30 +283,3 @@ def _labels_beside(axes, points):
     beside = {"textcoords": "axes fraction", "va": "center", "fontsize": 8, "arrowprops": thin}
     for height, row in zip(heights, points.to_dict("records"), strict=True):
         axes.annotate(row["setting"], (row["utility"], row["risk"]), (1.03, height), **beside)
-
-
-def sizes_and_risks(table, hue, xlabel, ylabel):
-    """Draw classes as points with intervals: how many patients each has, on a logarithmic axis, and its risk.
-
-    The table has columns patients, class, estimate, low, high, and `hue`, which tells cohorts apart.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> one = pd.DataFrame({"patients": [30], "class": ["A"], "estimate": [0.7], "low": [0.6], "high": [0.8]})
-    >>> sizes_and_risks(one.assign(run="x"), "run", "patients", "AUC").axes[0].get_xscale()
-    'log'
-    """
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    _level(axes, 0.5, "chance")
-    for name, one in look(table[hue]).items():
-        part = table[table[hue] == name]
-        axes.errorbar(part["patients"], part["estimate"], _spread(part), label=name, **_mark(one))
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    if len(table) <= 24:  # more would not be legible
-        _labels_beside(axes, table.rename(columns={"patients": "utility", "estimate": "risk", "class": "setting"}))
-    figure.legend(ncols=3, **BELOW)
-    return figure

@@ -1,6 +1,5 @@
 """The guarantee: how much noise a wanted epsilon needs, what it bounds, what it says in words, and its release."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -440,8 +439,8 @@ def tf_privacy_model(model, plan, seed):
 def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     """Train one model for each row of `members` by TF-Privacy's own DP-SGD, full batches: logits (M, n, k) float32.
 
-    Two threads share the models, each with one `DPModel` that every model of its own starts anew: a new one would be
-    traced again. Its noise goes on where that of its former model ended, so a model depends on those before it.
+    One `DPModel` is started anew for every model, since a new one would be traced again. Its noise goes on where that
+    of the former model ended, so a model depends on those before it.
 
     Parameters
     ----------
@@ -462,27 +461,16 @@ def tf_privacy(model, x, labels, members, privacy, n, epochs, seed):
     (2, 40, 2)
     """
     plan, logits = privacy.mechanism(n, epochs), np.empty((*members.shape, model.output_shape[-1]), np.float32)
-    seeds = [int(state) >> 1 for state in np.random.SeedSequence([seed, 30]).generate_state(2 + len(members))]
-    starts = [bank.clone(model, one).get_weights() for one in seeds[2:]]
-
-    def fit(private, m, steps):
+    seeds = [int(state) >> 1 for state in np.random.SeedSequence([seed, 30]).generate_state(1 + len(members))]
+    starts = [bank.clone(model, one).get_weights() for one in seeds[1:]]
+    private = tf_privacy_model(model, plan, seeds[0])  # the last to set TensorFlow's seed: its noise begins here
+    private.optimizer.build(private.trainable_variables)
+    for m, who in enumerate(members):
+        private.set_weights(starts[m])
+        for speed in private.optimizer.momentums:
+            speed.assign(tf.zeros_like(speed))
         # A batch that tells its size only as it comes: one trace serves all numbers of members.
-        everybody = tf.data.Dataset.from_tensor_slices((x[members[m]], labels[members[m]])).batch(len(labels))
-        private.fit(everybody.cache().repeat(steps), verbose=0)
-
-    def work(turn):
-        private = privates[turn]
-        for m in range(turn, len(members), 2):
-            private.set_weights(starts[m])
-            for speed in private.optimizer.momentums:
-                speed.assign(tf.zeros_like(speed))
-            fit(private, m, plan.steps)
-            logits[m] = private(x, training=False)
-
-    privates = []
-    for one in seeds[: min(2, len(members))]:
-        privates.append(tf_privacy_model(model, plan, one))
-        fit(privates[-1], 0, 1)  # traced here, one after the other, since the seed of the noise is taken then
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, range(len(privates))))
+        everybody = tf.data.Dataset.from_tensor_slices((x[who], labels[who])).batch(len(labels))
+        private.fit(everybody.cache().repeat(plan.steps), verbose=0)
+        logits[m] = private(x, training=False)
     return logits

@@ -58,6 +58,17 @@ def takeaway(text):
     display(Markdown(f"**Takeaway:** {text}"))
 
 
+def finding(text, supported=True):
+    """Show what a figure says as its heading, where intervals bear it; else the section's question stands alone.
+
+    Examples
+    --------
+    >>> finding("Half of the members are found", supported=False)
+    """
+    if supported:
+        display(Markdown(f"### {text}"))
+
+
 def folded(table, n_open=10):
     """Show a table in words without its index: the first rows open, the rest folded.
 

@@ -6,6 +6,7 @@ complete. Tables are CSV, arrays are ``.npz`` without objects; nothing is pickle
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -586,8 +587,11 @@ def meant(like, value, where):
 def update_manifest(run_folder, section, value):
     """Set one section of the run's ``manifest.json``, as a notebook's name or ``"environment"``; keep the others."""
     path = pathlib.Path(run_folder) / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
-    save_json(path, manifest | {section: value})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(".manifest.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # notebooks that run at the same time wait for each other here
+        manifest = json.loads(path.read_text()) if path.exists() else {}
+        save_json(path, manifest | {section: value})
     return manifest | {section: value}
 
 

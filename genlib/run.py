@@ -1,11 +1,13 @@
 """Runs of the study, one or many, each a row of notebooks; and `verify`, which compares one with the reference.
 
 A notebook is executed beside its final name and moved there when it is finished; one that is finished, with the same
-inputs, is not run again, so a run that was killed goes on where it was. Several runs are tasks of Dask, one a run: of a
-local cluster that the command starts and ends, or of one whose scheduler is named.
+inputs, is not run again, so a run that was killed goes on where it was. Notebooks that do not read each other run two
+at a time. Several runs are tasks of Dask, one a run: of a local cluster that the command starts and ends, or of one
+whose scheduler is named.
 """
 
 import ast
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -48,12 +50,13 @@ WITHOUT = {"cnn": ("05_dp_sgd", "08_tradeoff")}
 OF_COHORT = [field.name for field in dataclasses.fields(readers.Options)]
 PATHS = ("cohort", "clinical", "panel", "network")  # may name a file, also FILE.gmt#SET or FILE.py:FUNCTION
 SEVERAL = ("cohort", "network", "seed")
-# What one run keeps busy: its notebook's process has a thread a core, and a bank of real patients needs some memory.
-CORES_A_RUN = 2
-MEMORY_A_RUN = 4e9  # bytes
+# Read what 02 trained, and nothing of each other; the longest first. 04 last: what 03 trained for it is kept by then.
+TOGETHER = ["05_dp_sgd", "03_answers", "06_defenses", "07_audit", "04_weights"]
+MEMORY = 4e9  # bytes that a notebook may need: a bank of real patients
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
 # On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds.
-KERNEL = {"cwd": NOTEBOOKS, "start_timeout": 900, "iopub_timeout": 900}
+# Papermill's own `cwd` would move the whole process, and two notebooks run in it.
+KERNEL = {"resources": {"metadata": {"path": str(NOTEBOOKS)}}, "start_timeout": 900, "iopub_timeout": 900}
 # The kernel warns about its loopback socket on every start and about being interrupted at its end. What TensorFlow's
 # C++ logs, past every level that it can be told, says nothing to a reader: it goes nowhere.
 KERNEL["extra_arguments"] = [
@@ -61,6 +64,7 @@ KERNEL["extra_arguments"] = [
     "--IPKernelApp.exec_lines=__import__('os').dup2(__import__('os').open('/dev/null', 1), 2)",
 ]  # fmt: skip
 
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else the first of two notebooks takes all of a GPU
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # it says of a dead kernel what a `RunError` says
 
 
@@ -397,17 +401,36 @@ def _run_notebooks(run):
         print(f"Left out: {left}; network '{run.parameters['network']}' cannot be trained under an epsilon here")
     if run.parameters["panel"] is None:
         print("No published panel: all genes alone (--panel names one)", flush=True)
-    before = results.digest(run.inputs, results.code_digest(), _contents("../requirements.lock"))
-    for number, notebook in enumerate(names(), start=1):
+    before, wanted = results.digest(run.inputs, results.code_digest(), _contents("../requirements.lock")), []
+    for notebook in names():
         cells = [[cell.cell_type, cell.source] for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", 4).cells]
         before = results.digest(cells, parameters_for(notebook, run.parameters), before)
         part = run.folder / "parts" / f"{notebook}.csv"
         if notebook in run.notebooks:
-            print(f"[{number}/{len(names())}] ", end="")
-            execute(notebook, run.parameters, run.folder, before)
+            wanted.append((notebook, run.parameters, run.folder, before))
         elif part.exists() and not _is_finished(notebook, run.folder, before):
             part.unlink()
             print(f"{notebook} was made by other code: left out of results.csv until it is run again", flush=True)
+    for together, some in itertools.groupby(wanted, lambda one: one[0] in TOGETHER):
+        if together:
+            _execute_together(sorted(some, key=lambda one: TOGETHER.index(one[0])))
+        else:
+            [execute(*one) for one in some]
+
+
+def _execute_together(wanted):
+    """Execute notebooks two at a time where cores and memory allow; after a failure those that had begun end."""
+    with concurrent.futures.ThreadPoolExecutor(side_by_side(min(2, len(wanted)))) as pool:
+        try:
+            for task in concurrent.futures.as_completed([pool.submit(execute, *one) for one in wanted]):
+                task.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in [] if isinstance(error, RunError) else psutil.Process().children():
+                with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                    if "ipykernel_launcher" in child.cmdline():
+                        child.kill()
+            raise
 
 
 def _is_finished(notebook, folder, fingerprint):
@@ -432,10 +455,10 @@ def execute(notebook, chosen, folder, fingerprint):
     RunError
         When a cell fails, or the notebook's process is killed.
     """
-    print(notebook, flush=True)
     if _is_finished(notebook, folder, fingerprint):
-        print("      finished before, unchanged", flush=True)
+        print(f"{notebook}: finished before, unchanged\n", end="", flush=True)
         return
+    print(f"{notebook} begins\n", end="", flush=True)  # in one piece: two write
     # Relative paths: the executed notebook records them, and it is meant to be shown to others.
     source, partial = map(os.path.relpath, (NOTEBOOKS / f"{notebook}.ipynb", folder / f"{notebook}.partial.ipynb"))
     bar = {"desc": notebook, "leave": False} if sys.stderr.isatty() else False
@@ -456,7 +479,7 @@ def execute(notebook, chosen, folder, fingerprint):
     with results.atomic_path(folder / f"{notebook}.ipynb") as part:
         nbformat.write(made, part)
     os.remove(partial)
-    print(f"      {made.metadata.papermill.duration:.0f} s", flush=True)
+    print(f"{notebook}: {made.metadata.papermill.duration:.0f} s\n", end="", flush=True)
 
 
 def apart(notebook, folder, **chosen):
@@ -554,11 +577,10 @@ def sweep(runs, folder, scheduler=None):
         raise RunError("\n".join(["", said, *problems]))
 
 
-def side_by_side(n_runs):
-    """Say how many runs this machine can do at a time, by its cores and its free memory."""
-    cores = len(os.sched_getaffinity(0)) // CORES_A_RUN
-    memory = int(psutil.virtual_memory().available // MEMORY_A_RUN)
-    return max(1, min(n_runs, cores, memory))
+def side_by_side(n, busy=1):
+    """Say how many of n things this machine can do at a time, by cores and free memory; each is so many notebooks."""
+    memory = int(psutil.virtual_memory().available // MEMORY)
+    return max(1, min(n, len(os.sched_getaffinity(0)) // busy, memory // busy))
 
 
 @contextlib.contextmanager
@@ -588,7 +610,7 @@ def connect(scheduler=None, n_runs=1):
             options = {"memory_limit": None, "dashboard_address": ":0", "silence_logs": 50}
             # Dask would give a run one thread of BLAS, and have it hand back memory all the time: half as slow again.
             opened.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
-            local = distributed.LocalCluster(n_workers=side_by_side(n_runs), threads_per_worker=1, **options)
+            local = distributed.LocalCluster(n_workers=side_by_side(n_runs, busy=2), threads_per_worker=1, **options)
             scheduler = opened.enter_context(local).scheduler_address
         try:
             client = distributed.Client(scheduler, timeout=PATIENCE, set_as_default=False)
