@@ -54,8 +54,8 @@ SEVERAL = ("cohort", "network", "seed")
 TOGETHER = ["05_dp_sgd", "03_answers", "06_defenses", "07_audit", "04_weights"]
 MEMORY = 4e9  # bytes that a notebook may need: a bank of real patients
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
-# On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds.
-# Papermill's own `cwd` would move the whole process, and two notebooks run in it.
+# On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds. Papermill's own
+# `cwd` would move the whole process, in which another notebook may run.
 KERNEL = {"resources": {"metadata": {"path": str(NOTEBOOKS)}}, "start_timeout": 900, "iopub_timeout": 900}
 # The kernel warns about its loopback socket on every start and about being interrupted at its end. What TensorFlow's
 # C++ logs, past every level that it can be told, says nothing to a reader: it goes nowhere.
@@ -412,15 +412,13 @@ def _run_notebooks(run):
             part.unlink()
             print(f"{notebook} was made by other code: left out of results.csv until it is run again", flush=True)
     for together, some in itertools.groupby(wanted, lambda one: one[0] in TOGETHER):
-        if together:
-            _execute_together(sorted(some, key=lambda one: TOGETHER.index(one[0])))
-        else:
-            [execute(*one) for one in some]
+        some = sorted(some, key=lambda one: TOGETHER.index(one[0])) if together else list(some)
+        _execute_all(some, side_by_side(2) if together else 1)  # by cores and memory
 
 
-def _execute_together(wanted):
-    """Execute notebooks two at a time where cores and memory allow; after a failure those that had begun end."""
-    with concurrent.futures.ThreadPoolExecutor(side_by_side(min(2, len(wanted)))) as pool:
+def _execute_all(wanted, at_a_time):
+    """Execute several notebooks; after a failure those that had begun end, after a stop they are stopped."""
+    with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
         try:
             for task in concurrent.futures.as_completed([pool.submit(execute, *one) for one in wanted]):
                 task.result()
