@@ -111,6 +111,8 @@ def elsewhere():
             above[attack] += results.select(found, attack=attack)["low"].max() > 0.01
     networks = results.read(REFERENCE / "networks" / "results.csv")
     screen = results.select(networks, metric="rank correlation of screen and separation")
+    deep = screen["network"] == "deeptype"
+    screen = [" to ".join(screen["estimate"][some].agg(["min", "max"]).map("{:.2f}".format)) for some in (~deep, deep)]
     networks = results.select(networks, attack="span", metric=results.FOUND)
     networks = networks[networks["network"].str.contains("optimizer adam")].sort_values("estimate", kind="stable")
     found = [f"{report.percent(networks.iloc[place])} of {networks['cohort'].iloc[place]}" for place in (0, -1)]
@@ -118,9 +120,8 @@ def elsewhere():
     adam = "[Adam](outputs/reference/networks/10_across_cohorts.ipynb)"
     return (
         f"LiRA finds more than guessing in {above['LiRA']} of {cohorts}, weights in {above['span']}. Recipes that "
-        f"pass without centroids: {passing(tables)}. Trained by {adam}, weights give away {' to '.join(found)} members. A "
-        f"screen without training ranks patients much as LiRA does (rank correlation {screen['estimate'].min():.2f} to "
-        f"{screen['estimate'].max():.2f}, {screen['cohort'].nunique()} cohorts, {screen['network'].nunique()} networks)."
+        f"pass without centroids: {passing(tables)}. Trained by {adam}, weights give away {' to '.join(found)} members. "
+        f"A screen before training orders patients as LiRA does with rank correlation {screen[0]}, {screen[1]} for DeepType."
     )
 
 
