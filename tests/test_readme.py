@@ -120,8 +120,9 @@ def elsewhere():
     adam = "[Adam](outputs/reference/networks/10_across_cohorts.ipynb)"
     return (
         f"LiRA finds more than guessing in {above['LiRA']} of {cohorts}, weights in {above['span']}. Recipes that "
-        f"pass without centroids: {passing(tables)}. Trained by {adam}, weights give away {' to '.join(found)} members. "
-        f"A screen before training orders patients as LiRA does with rank correlation {screen[0]}, {screen[1]} for DeepType."
+        f"pass without centroids: {passing(tables)}. Trained by {adam}, weights give away {' to '.join(found)} "
+        f"members. A screen before training orders patients as LiRA does with rank correlation {screen[0]} "
+        f"({screen[1]} under DeepType)."
     )
 
 

@@ -317,9 +317,10 @@ class TestTheReference:
     def test_it_is_whole_and_small_and_names_nobody(self):
         files = [path for path in REFERENCE.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 15e6
-        wanted = {path.stem for path in (ROOT / "notebooks").glob("0*.ipynb")} | {"10_across_cohorts", "11_cost"}
+        linked = {path.stem for path in (ROOT / "notebooks").glob("0*.ipynb")}  # by the page
+        wanted = linked | {path.stem for path in (ROOT / "notebooks").glob("1*.ipynb")}
         assert {path.stem for path in REFERENCE.glob("*.ipynb")} == wanted
-        assert {path.stem for path in (REFERENCE / "html").iterdir()} == wanted - {"11_cost"}  # no page links it
+        assert {path.stem for path in (REFERENCE / "html").iterdir()} == linked
         for path in files:
             text = path.read_text()
             assert not re.search(r"TCGA-\w\w-\w{4}|/home/|/root/|/tmp/(?!ipykernel)|/Users/", text), path
