@@ -163,30 +163,6 @@ def histograms(values, names, xlabel):
     return figure
 
 
-def roc_curves(curves, floor):
-    """Draw ROC curves with both axes logarithmic, where low false positive rates can be read.
-
-    `curves` are false and true positive rates by name; `floor` is the lowest rate to show: below it a rate rests on too
-    few patients.
-
-    Examples
-    --------
-    >>> line = np.linspace(0, 1, 5)
-    >>> roc_curves({"guess": (line, line)}, floor=0.01).axes[0].get_xscale()
-    'log'
-    """
-    figure, axes = plt.subplots(figsize=(5.6, 4.0))
-    axes.plot([floor, 1], [floor, 1], color="0.6", lw=0.8)
-    axes.annotate("chance", (floor * 1.6, floor * 1.25), color="0.4", rotation=38)
-    rates = np.geomspace(floor, 1, 500)
-    for name, one in look(curves).items():  # between two thresholds an attacker may toss a coin, as the AUC counts it
-        axes.plot(rates, np.interp(rates, *curves[name]), label=name, **_line(one))
-    axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
-    axes.set(xlabel="false positive rate (non-members accused)", ylabel="true positive rate (members found)")
-    axes.legend(**BESIDE)
-    return figure
-
-
 def against_epsilon(table, ylabel, reference=None, hue="features", chance=None):
     """Draw a quantity over epsilon with intervals, and what it is without privacy as a level line.
 

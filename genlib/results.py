@@ -349,7 +349,7 @@ def verdict(risk, tolerance, n_statements=None):
         worst = risk.iloc[np.nanargmax(excess)]
         return "fails", f"{worst['attack']} finds {100 * worst['estimate']:.0f} % of {worst['group']} members"
     if risk["bound"].max() <= tolerance:
-        return "passes", f"proven: at most {100 * risk['bound'].max():.1f} % by any attack"
+        return "passes", f"proven, in or out: at most {100 * risk['bound'].max():.1f} % by any attack"
     unsure = risk[~(risk["high"] <= tolerance)]
     if unsure.empty:
         return "passes", "every attack that was run stays below"

@@ -52,7 +52,7 @@ PATHS = ("cohort", "clinical", "panel", "network")  # may name a file, also FILE
 SEVERAL = ("cohort", "network", "seed")
 # Read what 02 trained, and nothing of each other; the longest first. 04 last: what 03 trained for it is kept by then.
 TOGETHER = ["05_dp_sgd", "03_answers", "06_defenses", "07_audit", "04_weights"]
-MEMORY = 4e9  # bytes that a notebook may need: a bank of real patients
+MEMORY = 6e9  # bytes that a notebook may need: 10,000 patients with 20,000 genes
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
 # On a busy machine a kernel may take over a minute to begin, and its last words more than four seconds. Papermill's own
 # `cwd` would move the whole process, in which another notebook may run.
@@ -417,18 +417,27 @@ def _run_notebooks(run):
 
 
 def _execute_all(wanted, at_a_time):
-    """Execute several notebooks; after a failure those that had begun end, after a stop they are stopped."""
+    """Execute notebooks in their order; after a failure those that had begun end, when stopped they are stopped."""
+    queue, running, failed = list(wanted), set(), None
     with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
         try:
-            for task in concurrent.futures.as_completed([pool.submit(execute, *one) for one in wanted]):
-                task.result()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in [] if isinstance(error, RunError) else psutil.Process().children():
-                with contextlib.suppress(psutil.Error):  # it ended meanwhile
-                    if "ipykernel_launcher" in child.cmdline():
-                        child.kill()
+            while running or (queue and not failed):
+                while queue and not failed and len(running) < at_a_time:
+                    running.add(pool.submit(execute, *queue.pop(0)))
+                done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+                failed = failed or next(filter(None, (task.exception() for task in done)), None)
+                if failed and running:
+                    print("a notebook failed; another one ends first", flush=True)
+        except KeyboardInterrupt:
+            while running:  # a kernel may be starting only now
+                for child in psutil.Process().children():
+                    with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                        if "ipykernel_launcher" in child.cmdline():
+                            child.kill()
+                running = concurrent.futures.wait(running, timeout=0.2).not_done
             raise
+    if failed:
+        raise failed
 
 
 def _is_finished(notebook, folder, fingerprint):

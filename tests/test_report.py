@@ -91,7 +91,7 @@ def test_a_proven_bound_passes_within_the_tolerance_and_not_above():
     unsure = [row | {"low": 0.0, "high": 0.3} for row in setting(0.7, [0.02, 0.02, 0.02], epsilon=2.0)]
     unsure = [row | interval(0.7) if row["metric"] == "balanced accuracy" else row for row in unsure]
     proven = [row | ({"bound": 0.03} if row["metric"] == results.FOUND else {}) for row in unsure]
-    assert decided(proven) == ("passes", "passes", "proven: at most 3.0 % by any attack")
+    assert decided(proven) == ("passes", "passes", "proven, in or out: at most 3.0 % by any attack")
     above = [row | ({"bound": 0.034} if "bound" in row else {}) for row in proven]
     assert decided(above) == ("cannot be told", "cannot be told", "too few patients: B, A, all")
 
@@ -195,7 +195,7 @@ def test_the_answer_quotes_the_results(table):
     assert "Most exposed, by the estimate, is B (10 patients): 90 % (89 to 91)" in said[2]
     assert said[3].startswith("Of 2 recipes for a model 1 passes")
     assert "privacy fails in 1, usefulness in 0" in said[3]
-    assert "DP-SGD, epsilon 1, balanced accuracy 65 %" in said[4] and "proven: at most 2.6 %" in said[4]
+    assert "DP-SGD, epsilon 1, balanced accuracy 65 %" in said[4] and "proven, in or out: at most 2.6 %" in said[4]
     assert f"{100 * norm.cdf(2 * norm.ppf(0.026) - norm.ppf(0.01)):.1f} % which of two did" in said[4]
     assert report.summary(table).splitlines() == said
 
@@ -296,7 +296,7 @@ def test_the_card_is_of_the_model_that_passes_and_says_what_to_do(run):
     assert (card["recipe"]["epsilon"], card["delta"], card["recipe"]["bound"]) == (1, 1e-5, 0.026)
     assert card["guarantee"] == "a promise in words"
     assert [one["n_patients"] for one in card["groups"]] == [100, 90, 10] and card["profile"] == "smoke"
-    assert "This recipe passes (proven: at most 2.6 % by any attack)." in words
+    assert "This recipe passes (proven, in or out: at most 2.6 % by any attack)." in words
     assert (
         "published centroids: balanced accuracy 60 % (59 to 61)." in words and "| B | 10 | 65 % (64 to 66) |" in words
     )

@@ -416,11 +416,11 @@ def test_papermill_from_the_root_of_the_repository_is_refused_with_the_way_out(t
 
 def test_what_runs_at_a_time_follows_cores_and_memory(monkeypatch):
     class Memory:
-        available = 9e9
+        available = 13e9
 
     monkeypatch.setattr(run.psutil, "virtual_memory", Memory)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    assert run.side_by_side(10) == 2  # 4 GB each
+    assert run.side_by_side(10) == 2  # 6 GB each
     assert run.side_by_side(10, busy=2) == 1  # runs of two notebooks
     Memory.available = 1e12
     assert (run.side_by_side(100), run.side_by_side(100, busy=2), run.side_by_side(5)) == (64, 32, 5)
