@@ -353,7 +353,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "notebooks"), [("cnn", "02"), ("deeptype", "06")])
+@pytest.mark.parametrize(("network", "notebooks"), [("cnn", "02"), ("deeptype", "03")])
 def test_every_network_has_its_own_road_through_the_notebooks(names, network, notebooks):
     finish(f"--network {network} --only {notebooks} --run {names[0]}")
     found = results.load(run.OUTPUTS / names[0])
