@@ -162,6 +162,12 @@ def test_it_says_what_the_reference_run_found():
     assert (ROOT / "README.md").read_text() == written()
 
 
+def test_the_budget_of_quick_names_the_seconds_of_the_reference():
+    said = re.findall(r"\b(0\d) (\d+)\b", (ROOT / "notebooks" / "quick.yaml").read_text().split("profile:")[0])
+    took = re.findall(r"- \[`(0\d)_.*\((\d+)s\)", notebooks())
+    assert said == took and len(said) == 9
+
+
 def test_a_hard_class_that_is_not_rare_is_exposed():
     table = results.read(REFERENCE / "results.csv")
     found = results.select(table, notebook="03_answers", attack="LiRA", metric=report.GLOBAL, control="")

@@ -343,6 +343,20 @@ def test_an_accident_is_one_line_and_status_1(error, said, tmp_path, monkeypatch
     assert ended.value.code == 1 and said in problems and len(problems.strip().splitlines()) == 1
 
 
+def test_after_a_failure_no_further_notebook_begins(monkeypatch):
+    begun = []
+
+    def execute(name):
+        begun.append(name)
+        if name == "b":
+            raise run.RunError("b failed")
+
+    monkeypatch.setattr(run, "execute", execute)
+    with pytest.raises(run.RunError, match="b failed"):
+        run._execute_all([(name,) for name in "abcdef"], at_a_time=1)
+    assert begun == ["a", "b"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(run, "OUTPUTS", tmp_path / "file")
