@@ -20,8 +20,8 @@ import pandas as pd
 import tensorflow as tf
 from scipy import optimize, special, stats
 
-from genlib import features, metrics, results
-from genlib.privacy import gaussian_delta
+from genlib import features, layers, metrics, results
+from genlib.privacy import Mechanism, gaussian_delta
 
 CONFIDENCE = 0.95
 # Differential privacy bounds each of these for any set of answers, so it may name on either side of a threshold.
@@ -34,6 +34,14 @@ STATEMENTS = (
 TRIALS = 400  # simulated audits behind a power
 TWIN_BITS = 20  # independent draws look like twins throughout with a chance of one in a million
 
+# What can go wrong in DP-SGD without anything looking wrong. Planted on purpose, to show that an audit notices it.
+FAULTS = {
+    "no noise": lambda m: dataclasses.replace(m, noise=0.0),
+    "noise divided twice": lambda m: dataclasses.replace(m, noise=m.noise / m.divisor),
+    "no clipping": lambda m: dataclasses.replace(m, clip_norm=np.inf),
+    "norms without dropout": lambda m: dataclasses.replace(m, same_mask=False),
+    "same batch": lambda m: dataclasses.replace(m, fresh_batches=False),
+}
 
 CANARIES = ("mislabeled patient", "random profile", "outlier", "outlier that the start knows")
 # How far an outlier lies out in its own direction: far enough that a step which did not clip it would be seen.
@@ -80,6 +88,39 @@ def plant(features, labels, fixed, held_out, seed):
     planted[n + 2, d], planted[n + 3, d + 1] = REACH, REACH
     wrong = (labels[held_out] + 1) % (int(labels.max()) + 1)
     return planted, np.r_[labels[fixed], wrong, 0, 0, 0]
+
+
+def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
+    """Norms (n,) of the gradients that the bank's DP-SGD really applies, a patient at a time, each with own masks.
+
+    Parameters
+    ----------
+    model : tf.keras.Model
+        Compiled, of dense layers; the gradients are taken at its weights.
+    x, labels
+        (n, d), (n,) int.
+    same_mask : bool
+        False takes the norms without dropout: a planted fault, which lets longer gradients through.
+
+    Examples
+    --------
+    >>> from genlib import networks
+    >>> model = networks.softmax(4, 2)
+    >>> model.set_weights([np.zeros((4, 2)), np.zeros(2)])
+    >>> applied_norms(model, np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
+    array([0.1], dtype=float32)
+    """
+    # As many models as patients, each with one patient.
+    stacked = layers.stack(model, len(x), x.shape[1], kind=layers.PrivateBank)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+    stacked.compile(tf.keras.optimizers.SGD(1.0), loss)
+    stacked.begin([model.get_weights()] * len(x))
+    stacked.plan, rng = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0, same_mask=same_mask), np.random.default_rng(seed)
+    masks = [tf.constant(rng.random((len(x), 1, *shape)) >= rate) for shape, rate in layers.masks_of(stacked)]
+    layers.hand_out(stacked, stacked.loss, {"masks": masks})
+    step = {"targets": tf.constant(labels[:, None]), "weights": tf.ones((len(x), 1), x.dtype)}
+    sums, _ = stacked.clipped(tf.constant(x[:, None]), step)
+    return np.linalg.norm(np.concatenate([tf.reshape(part, (len(x), -1)) for part in sums], axis=1), axis=1)
 
 
 def many_runs(statistics, included, delta, confidence=CONFIDENCE):

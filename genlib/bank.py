@@ -3,9 +3,9 @@
 `train` takes an ordinary compiled Keras model and trains M of it. A bank is all that attacks and metrics ever see:
 ``logits[m, i, :]`` and ``members[m, i]``, and of the weights ``inside[m, i, :]`` and ``further``.
 
-With fewer patients than genes, a first dense layer that SGD trains never leaves the span of its start and its members,
-so it trains on inner products of patients, at a cost that does not depend on the genes. It is the same training in
-other coordinates; the tests hold it to plain Keras.
+With fewer patients than genes, SGD moves a first dense layer within the span of its members alone. So it trains in
+coordinates of that span, at a cost that does not depend on the genes, with DP-SGD and without. It is the same training
+in other coordinates; the tests hold it to plain Keras.
 """
 
 import concurrent.futures
@@ -113,6 +113,13 @@ class _Job:
         return int(self.members.sum(axis=1).max())
 
     @functools.cached_property
+    def steps(self):
+        """Steps of one training, those of clustering included."""
+        further = self.clustering["rounds"] * self.clustering["epochs"] if self.clustering else 0
+        per_epoch = -(-self.most // (self.batch_size or self.most))
+        return self.plan.steps if self.plan else (self.epochs + further) * per_epoch
+
+    @functools.cached_property
     def loss(self):
         """A loss of targets (M, b, k), not reduced to a mean, and whether it is a mean otherwise.
 
@@ -217,8 +224,8 @@ def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, 
         noisy mean are given a `Center`.
     average : float
         Share of the last private steps whose weights are averaged.
-    fault : str, optional
-        Name in `genlib.privacy.FAULTS`: break private training on purpose, to show that an audit notices.
+    fault : callable, optional
+        One of `genlib.audit.FAULTS`: breaks private training on purpose, to show that an audit notices.
     cache : path-like, optional
         Folder for finished models; what a killed run had finished is not trained again.
     progress : bool
@@ -287,7 +294,9 @@ def _job(model, x, labels, members, privacy=None, n=None, fault=None, **options)
     x = np.ascontiguousarray(x, K.backend.floatx())
     if options.get("class_weight") is not None:
         options["class_weight"] = np.asarray(options["class_weight"], x.dtype)
-    refuse(privacy is None and fault, f"fault='{fault}' is planted in private training; give privacy too")
+    only = {"fault": fault, "average": options.get("average")}
+    asked = [name for name, value in only.items() if value]
+    refuse(privacy is None and asked, f"{', '.join(asked)}: for private training alone; give privacy too")
     nameless = privacy is not None and n is None
     refuse(nameless, "a private model needs n, the nominal number of members, since the drawn number is secret")
     plan = privacy and privacy.mechanism(n, options["epochs"], options["batch_size"], fault)
@@ -608,7 +617,7 @@ class _Space:
 def _space(job, m):
     who = np.flatnonzero(job.members[m])
     if job.form == "span":
-        return _in_span(job, m, who) if job.plan is None else _in_members_span(job, m, who)
+        return _in_span(job, m, who)
     kernels = _start(job, m), lambda kernel: job.x @ kernel, lambda kernel: kernel
     if not job.center:
         return _Space(job.x, who, *kernels)
@@ -618,114 +627,64 @@ def _space(job, m):
     return _Space(job.x - shift, who, *kernels, lambda kernel: shift @ kernel)
 
 
-def _kernel_in_basis(job, m):
-    """The start of model m: its first kernel in the basis, the same on features where nobody reaches, further weights.
-
-    On features it is a function, since few models are asked for it.
-    """
-    begun, *further = _start(job, m)
-    if job.spread is None:
-        return job.axes @ begun, lambda: begun, further
-    shape = job.x.shape[1], begun.shape[1]
-    return begun, lambda: _gaussian(rng_of(job.seed, m, 11), shape, job.spread, job.x.dtype), further
-
-
-def _on_features(job, in_basis, free):
-    """A kernel on features: given in the basis, and `free` outside of the span of the rows."""
-    return (free + job.axes.T @ (in_basis - job.axes @ free)).astype(job.x.dtype)
-
-
 def _in_span(job, m, who):
-    """Inner products with the members, and what the start gives each row."""
-    dtype, filled = job.x.dtype, np.resize(who, job.most)  # who only pads is never drawn, and keeps a coefficient of 0
-    in_basis, free, further = _kernel_in_basis(job, m)
-    begun, inner, mean = job.basis[0] @ in_basis, job.inner[:, filled], np.zeros(())
-    if job.center:
-        inner, mean = inner - inner[:, : len(who)].mean(axis=1, keepdims=True), job.x[who].mean(axis=0)
-    seen = np.concatenate([inner, begun], axis=1)[filled]
-    table = (seen - seen[: len(who)].mean(axis=0) * bool(job.center)).astype(dtype)
-    begun, inner = begun.astype(dtype), inner.astype(dtype)
+    """Coordinates of the members in their own span, which no step of SGD leaves; noise is as isotropic there.
 
-    def on_features(kernel, scale):
-        return scale * _on_features(job, in_basis, free()) + (job.x[who] - mean).T @ kernel[: len(who)]
-
-    start = [np.zeros((job.most, begun.shape[1]), dtype), *further]
-    inside = lambda kernel, scale: inner @ kernel + scale * begun  # noqa: E731
-    shift = lambda kernel, scale: inside(kernel, scale)[who].mean(axis=0)  # noqa: E731
-    return _Space(table, np.arange(len(who)), start, inside, on_features, shift)
-
-
-def _in_members_span(job, m, who):
-    """Coordinates of the members in their own span: noise is as isotropic there as on features, and there is less.
-
-    What happens outside of that span cannot affect training. It is drawn at the end, with the variance that start and
-    noise would have gathered there; without it the weights would show who spans them.
+    What happens outside of it cannot affect training. What is left of the start, and of the noise that private steps
+    gather, is there at the end: without the noise the weights would show who spans them.
     """
+    drawn, *further = _start(job, m)
     coordinates, dtype, rng = job.basis[0], job.x.dtype, rng_of(job.seed, m, 17)
-    order, rows = np.r_[who, np.setdiff1d(np.arange(len(job.x)), who)], np.empty_like(coordinates)
-    # A rotation of the basis with the members first: their coordinates fill the first columns alone.
-    turn, triangle = np.linalg.qr(coordinates[order].T)
-    rows[order] = triangle.T
-    rank = min(len(who), rows.shape[1])
-    begun, free, further = _kernel_in_basis(job, m)
-    begun = begun if job.spread is not None else turn.T @ begun  # a Gaussian start looks the same from everywhere
-    kept, gathered = outside_span(job.model, job.plan, job.average)
-    outside = kept * begun[rank:] + gathered * rng.standard_normal(begun[rank:].shape)
+    mean = coordinates[who].mean(axis=0) * bool(job.center)
+    axes, triangle = scipy.linalg.qr((coordinates[who] - mean).T, mode="economic", check_finite=False)
+    begun = drawn if job.spread is not None else job.axes @ drawn
+    kept, gathered = outside_span(job)
+
+    def left(begun):
+        return kept * begun + (gathered and gathered * rng.standard_normal(begun.shape))
+
+    free = left(begun)
+    reached = axes.T @ free
 
     def whole(kernel):
-        return np.vstack([kernel[:rank].astype(np.float64), outside])
+        return free + axes @ (kernel[: axes.shape[1]] - reached)
 
     def on_features(kernel):
-        beyond = kept * free() + gathered * rng.standard_normal((job.x.shape[1], kernel.shape[1]))
-        return _on_features(job, turn @ whole(kernel), beyond)
+        beyond = drawn
+        if job.spread is not None:  # a law that looks the same from everywhere; few models are asked for it
+            beyond = _gaussian(rng_of(job.seed, m, 11), (job.x.shape[1], drawn.shape[1]), job.spread, dtype)
+        beyond = left(beyond)
+        return (beyond + job.axes.T @ (whole(kernel) - job.axes @ beyond)).astype(dtype)
 
-    table = np.pad(rows[who, :rank], ((0, job.most - len(who)), (0, job.most - rank))).astype(dtype)
-    start = [np.pad(begun[:rank], ((0, job.most - rank), (0, 0))).astype(dtype), *further]
-    inside = lambda kernel: (rows @ whole(kernel)).astype(dtype)  # noqa: E731
-    return _Space(table, np.arange(len(who)), start, inside, on_features)
+    few = job.most - axes.shape[1]
+    table = np.pad(triangle.T, ((0, job.most - len(who)), (0, few))).astype(dtype)
+    start = [np.pad(axes.T @ begun, ((0, few), (0, 0))).astype(dtype), *further]
+    inside = lambda kernel: coordinates.astype(dtype) @ whole(kernel).astype(dtype)  # noqa: E731
+    return _Space(table, np.arange(len(who)), start, inside, on_features, lambda kernel: mean @ whole(kernel))
 
 
-def outside_span(model, plan, average=0.0):
-    """What private training on features leaves in a first-layer weight outside of the members' span.
+def outside_span(job):
+    """What training on features leaves outside of the members' span: a share of the start, and a spread of the noise.
 
     There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
     averaging; a unit impulse of each tells how much of it is left at the end.
-
-    Parameters
-    ----------
-    model : tf.keras.Model
-        Compiled with SGD.
-    plan : genlib.privacy.Mechanism
-    average : float
-        Share of the last steps whose weights are averaged.
-
-    Returns
-    -------
-    kept : float
-        Share of the start that is left.
-    gathered : float
-        Standard deviation of the noise of all steps together.
-
-    Examples
-    --------
-    >>> from genlib.privacy import Mechanism
-    >>> plain = Mechanism(clip_norm=1.0, noise=5.0, rate=1.0, steps=100, divisor=10)
-    >>> kept, gathered = outside_span(networks.mlp(4, 2, learning_rate=0.1), plain)
-    >>> round(kept, 6), round(gathered, 6)
-    (1.0, 0.5)
     """
-    optimizer, first = model.optimizer.get_config(), next(layer for layer in model.layers if layer.weights)
-    decay = float(getattr(first.kernel_regularizer, "l2", 0.0))
-    rate, momentum = optimizer["learning_rate"], optimizer["momentum"]
+    optimizer, decay = job.model.optimizer, float(getattr(job.first.kernel_regularizer, "l2", 0.0))
+    if job.plan is None and not decay:
+        return 1.0, 0.0
+    given, nesterov = optimizer._learning_rate, optimizer.nesterov
+    momentum = float(np.float32(optimizer.momentum))  # as Keras casts it
     # Column 0: the start; column 1 + t: the noise of step t.
-    weight, speed, total = np.eye(1, plan.steps + 1)[0], 0.0, 0.0
-    averaged = max(1, round(average * plan.steps))
-    for step in range(plan.steps):
-        gradient = 2 * decay * weight + np.eye(1, plan.steps + 1, step + 1)[0]
-        speed = momentum * speed - rate * gradient
-        weight = weight + (momentum * speed - rate * gradient if optimizer["nesterov"] else speed)
-        total = total + weight / averaged * (step >= plan.steps - averaged)
-    return float(total[0]), float(plan.noise / plan.divisor * np.sqrt((total[1:] ** 2).sum()))
+    weight, speed, total = np.eye(1, job.steps + 1)[0], 0.0, 0.0
+    averaged = max(1, round(job.average * job.steps))
+    for step in range(job.steps):
+        gradient = 2 * decay * weight + np.eye(1, job.steps + 1, step + 1)[0]
+        moved = float(given(step) if callable(given) else given) * gradient
+        speed = momentum * speed - moved
+        weight = weight + (momentum * speed - moved if nesterov else speed)
+        total = total + weight / averaged * (step >= job.steps - averaged)
+    noise = job.plan.noise / job.plan.divisor if job.plan else 0.0
+    return float(total[0]), float(noise * np.sqrt((total[1:] ** 2).sum()))
 
 
 # Side by side.
@@ -743,7 +702,7 @@ def _chunk_size(job):
     """Models of one call: few on a processor, unless there is little to do; as many as memory allows on a GPU."""
     n_weights = sum(w.size for w in job.model.get_weights())
     if job.form == "span":
-        n_weights += job.most * (job.most + 2 * job.first.units) - job.x.shape[1] * job.first.units
+        n_weights += job.most * (job.most + job.first.units) - job.x.shape[1] * job.first.units
     gpus, everyone = tf.config.list_physical_devices("GPU"), len(job.members)
     fits = max(1, MEMORY * (16 if gpus else 1) // (16 * n_weights))
     together = gpus or everyone * job.epochs * job.most * n_weights < LITTLE
@@ -779,11 +738,11 @@ def _bank(job, size):
 
 def _build(job, size, width):
     """Stack the model, and compile it with a copy of its own optimizer."""
-    optimizer, in_span = job.model.optimizer, job.form == "span" and job.plan is None
+    optimizer = job.model.optimizer
     plain = type(optimizer) is OPT.SGD and not optimizer.get_config()["momentum"]
     with layers.TRACING:
         kind = layers.Bank if job.plan is None else layers.PrivateBank
-        bank = layers.stack(job.model, size, width + (job.first.units if in_span else 0), in_span, kind)
+        bank = layers.stack(job.model, size, width, kind)
         config = optimizer.get_config() | {"use_ema": job.average > 0}
         bank.compile((layers.SGD if plain else type(optimizer)).from_config(config), job.loss[0])
     networks.follow(bank, bank.optimizer)
@@ -806,22 +765,16 @@ def _train_chunk(job, models, size, weights):
     if job.clustering:
         _cluster(job, bank, filled, spaces, table)
     if job.center:  # learned on shifted features: the bias takes the shift
-        shifts = [space.shift(*_first_weights(bank, place)) for place, space in enumerate(spaces)]
+        shifts = [space.shift(kernel) for space, kernel in zip(spaces, bank.dense[0].kernel.numpy(), strict=True)]
         bank.dense[0].bias.assign_sub(np.reshape(shifts, bank.dense[0].bias.shape))
     answers, _, inside = _answers(job, bank, spaces)
     found = []
     for place, (m, space) in enumerate(zip(models, spaces, strict=False)):
         kept = [weight[place].numpy() for weight in bank.in_order]
         if weights and job.first is not None:
-            kept[0] = space.on_features(*_first_weights(bank, place))
+            kept[0] = space.on_features(kept[0])
         found.append((m, _found(job, answers[place], None if inside is None else inside[place], kept, weights)))
     return found
-
-
-def _first_weights(bank, place):
-    """What makes the first kernel of one model, as it trained."""
-    first = bank.dense[0]
-    return [weight[place].numpy() for weight in (first.kernel, *([first.scale] if first.in_span else []))]
 
 
 def _stacked(job, parts):
@@ -874,7 +827,8 @@ def _answers(job, bank, spaces):
     """What models answer about all rows, what their last layers work on, and products with the first kernel."""
     if job.first is None:
         return *(found.numpy() for found in bank.compiled("read", job.x[None])), None
-    inside = np.stack([space.inside(*_first_weights(bank, place)) for place, space in enumerate(spaces)])
+    kernels = bank.dense[0].kernel.numpy()
+    inside = np.stack([space.inside(kernel) for space, kernel in zip(spaces, kernels, strict=True)])
     answers, last = bank.compiled("read", tf.zeros((1, 1, 1), inside.dtype), inside)
     return answers.numpy(), last.numpy(), inside
 

@@ -17,48 +17,27 @@ TRACING = threading.Lock()  # Keras' graphs are not made for two threads at once
 
 
 class Dense(K.layers.Layer):
-    """M dense layers like one of Keras', side by side: (M, b, d) to (M, b, units).
+    """M dense layers like one of Keras', side by side: (M, b, d) to (M, b, units)."""
 
-    First layers may be `in_span` of their members: W = scale W_0 + X_members^T A, with A as the kernel. There a patient
-    comes in as inner products with the members, then as what the start gives it: (M, b, members + units). SGD moves W
-    by X_batch^T delta, so it moves the batch's own rows of A by delta: the value goes through the inner products, the
-    gradient through the look-up of those rows. Exact for SGD, momentum and L2, whatever W_0 was.
-    """
-
-    def __init__(self, like, in_span=False):
+    def __init__(self, like):
         super().__init__(name=like.name, trainable=like.trainable)
         self.units, self.activation, self.use_bias = like.units, like.activation, like.use_bias
         self.kernel_constraint = copy.copy(like.kernel_constraint)
         self.of_kernel = {"regularizer": like.kernel_regularizer, "constraint": self.kernel_constraint}
         self.of_bias = {"regularizer": like.bias_regularizer, "constraint": like.bias_constraint}
-        self.in_span, self.known = in_span, None
+        self.known = None
 
     def build(self, shape):
         """Make kernels (M, d, units) and biases (M, units); their values are assigned."""
-        models, rows = shape[0], shape[-1] - self.units * self.in_span
-        self.kernel = self.add_weight("kernel", (models, rows, self.units), initializer="zeros", **self.of_kernel)
+        models, features = shape[0], shape[-1]
+        self.kernel = self.add_weight("kernel", (models, features, self.units), initializer="zeros", **self.of_kernel)
         if self.use_bias:
             self.bias = self.add_weight("bias", (models, self.units), initializer="zeros", **self.of_bias)
-        if self.in_span:  # the start decays like the rest
-            decay = self.of_kernel["regularizer"]
-            options = {"initializer": "ones", "regularizer": decay, "trainable": decay is not None}
-            self.scale = self.add_weight("scale", (models, 1, 1), **options)
-
-    def product(self, x, training):
-        """Inputs times kernels; in the span, what is added while training is exactly zero, and brings the gradient."""
-        if not self.in_span:
-            return tf.matmul(x, self.kernel)
-        inner, begun = tf.split(x, [x.shape[-1] - self.units, self.units], axis=-1)
-        value = tf.matmul(inner, self.kernel) + self.scale * begun
-        if training:
-            rows = mix(self.kernel, *self.rows)
-            value = tf.stop_gradient(value) + (rows - tf.stop_gradient(rows))
-        return value
 
     def call(self, x, training=False):
         """Keep what comes in and what goes out while it is traced: their gradients give each patient's norm."""
-        self.given, self.inside = x, self.product(x, training) if self.known is None else self.known
-        self.out = (self.inside + self.bias[:, None]) if self.use_bias else self.inside
+        self.given, inside = x, tf.matmul(x, self.kernel) if self.known is None else self.known
+        self.out = (inside + self.bias[:, None]) if self.use_bias else inside
         return self.activation(self.out)
 
 
@@ -152,8 +131,6 @@ class Bank(K.Model):
         """Give the models the weights that they start from, each a list in Keras' order; the optimizer forgets all."""
         for weight, column in zip(self.in_order, zip(*starts, strict=True), strict=True):
             weight.assign(np.stack(column))
-        if self.dense[0].in_span:
-            self.dense[0].scale.assign(tf.ones_like(self.dense[0].scale))
         self.optimizer.build(self.own)
         for value in self.optimizer.variables:
             if "learning_rate" not in value.name:
@@ -171,7 +148,6 @@ class Bank(K.Model):
     def inputs_of(self, table, step):
         """Features of a step's patients."""
         hand_out(self, self.loss, step)
-        self.dense[0].rows = step["rows"], step["shares"]
         return mix(table, step["rows"], step["shares"])
 
     def loss_of(self, x, logits, step):
@@ -242,12 +218,11 @@ class PrivateBank(Bank):
         self.optimizer.apply_gradients(zip(grads, self.own, strict=True))
 
 
-def stack(model, models, width, in_span=False, kind=Bank):
+def stack(model, models, width, kind=Bank):
     """Clone a Keras model with a leading axis of models; it takes (M, b, width)."""
-    first = next(layer for layer in model.layers if layer.weights)
 
     def clone(layer):
-        return Dense(layer, in_span and layer is first) if type(layer) is K.layers.Dense else masked(layer)
+        return Dense(layer) if type(layer) is K.layers.Dense else masked(layer)
 
     given = K.Input((None, width), batch_size=models)
     stacked = K.models.clone_model(K.Model(model.inputs, model.outputs), input_tensors=[given], clone_function=clone)

@@ -15,7 +15,7 @@ from dp_accounting import pld
 from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
 from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPModel
 
-from genlib import bank, layers
+from genlib import bank
 from genlib.networks import refuse
 
 K = tf.keras
@@ -68,17 +68,6 @@ class Mechanism:
         return self.steps + bool(self.mean_noise)
 
 
-# What can go wrong in DP-SGD without anything looking wrong. Planted on purpose, to show that an audit notices it.
-FAULTS = {
-    "no noise": lambda m: dataclasses.replace(m, noise=0.0),
-    "noise divided twice": lambda m: dataclasses.replace(m, noise=m.noise / m.divisor),
-    "no clipping": lambda m: dataclasses.replace(m, clip_norm=np.inf),
-    "no clipping, no noise": lambda m: dataclasses.replace(m, clip_norm=np.inf, noise=0.0),
-    "norms without dropout": lambda m: dataclasses.replace(m, same_mask=False),
-    "same batch": lambda m: dataclasses.replace(m, fresh_batches=False),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Privacy:
     """A wanted privacy guarantee for one training run, for neighbors that differ by adding or removing one patient.
@@ -126,8 +115,8 @@ class Privacy:
         epochs : int
         batch_size : int, optional
             Expected size of a Poisson batch; by default full batches, which a noisy mean needs.
-        fault : str, optional
-            Name in `FAULTS`.
+        fault : callable, optional
+            Breaks the mechanism on purpose; see `genlib.audit.FAULTS`.
 
         Examples
         --------
@@ -139,13 +128,11 @@ class Privacy:
         refuse(self.delta >= most, f"delta={self.delta}: must be below 1/n = {most:.2g} for n={n} patients, as 1e-5")
         refuse((batch_size or 0) > n, f"{batches} for n={n} patients: set batch_size=None for full batches")
         refuse(batch_size and self.noisy_mean, f"{batches} with noisy_mean: set batch_size=None for full batches")
-        known = fault is None or fault in FAULTS
-        refuse(not known, f"fault='{fault}' is not known; choose one of {', '.join(FAULTS)}")
         rate = 1.0 if batch_size is None else batch_size / n
         steps = epochs * math.ceil(1 / rate - 1e-9)
         sigma = _calibrated(self.epsilon, self.delta, steps + self.noisy_mean, rate)
         plan = Mechanism(self.clip_norm, sigma * self.clip_norm, rate, steps, rate * n, sigma * self.noisy_mean)
-        return FAULTS[fault](plan) if fault else plan
+        return fault(plan) if fault else plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,38 +330,6 @@ def release(model, x, labels, privacy, n, epochs, batch_size=None, **options):
     plan, everybody = privacy.mechanism(n, epochs, batch_size), np.ones((1, len(labels)), bool)
     options |= {"epochs": epochs, "batch_size": batch_size, "privacy": privacy, "n": n}
     return bank.fit(model, x, labels, everybody, seed=None, **options), statement(privacy, plan, released=True)
-
-
-def applied_norms(model, x, labels, clip_norm, seed, same_mask=True):
-    """Norms (n,) of the gradients that the bank's DP-SGD really applies, a patient at a time, each with own masks.
-
-    Parameters
-    ----------
-    model : tf.keras.Model
-        Compiled, of dense layers; the gradients are taken at its weights.
-    x, labels
-        (n, d), (n,) int.
-    same_mask : bool
-        False takes the norms without dropout: a planted fault, which lets longer gradients through.
-
-    Examples
-    --------
-    >>> from genlib import networks
-    >>> model = networks.softmax(4, 2)
-    >>> model.set_weights([np.zeros((4, 2)), np.zeros(2)])
-    >>> applied_norms(model, np.full((1, 4), 9, np.float32), np.array([1]), 0.1, seed=0).round(4)
-    array([0.1], dtype=float32)
-    """
-    # As many models as patients, each with one patient.
-    stacked = layers.stack(model, len(x), x.shape[1], kind=layers.PrivateBank)
-    stacked.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none"))
-    stacked.begin([model.get_weights()] * len(x))
-    stacked.plan, rng = Mechanism(clip_norm, 0.0, 1.0, 1, 1.0, same_mask=same_mask), np.random.default_rng(seed)
-    masks = [tf.constant(rng.random((len(x), 1, *shape)) >= rate) for shape, rate in layers.masks_of(stacked)]
-    layers.hand_out(stacked, stacked.loss, {"masks": masks})
-    step = {"targets": tf.constant(labels[:, None]), "weights": tf.ones((len(x), 1), x.dtype)}
-    sums, _ = stacked.clipped(tf.constant(x[:, None]), step)
-    return np.linalg.norm(np.concatenate([tf.reshape(part, (len(x), -1)) for part in sums], axis=1), axis=1)
 
 
 # TF-Privacy's own DP-SGD. Only full batches: its `fit` shuffles, where accounting for smaller ones assumes Poisson.

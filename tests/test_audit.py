@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, kstest, norm
 
-from genlib import audit, membership
+from genlib import audit, bank, membership, networks
 
 SMALL = {"max_examples": 60, "deadline": None}
 RUNS = 1000
@@ -535,3 +535,28 @@ def test_guesses_that_do_not_fit_are_refused(n_guesses):
 def test_participation_refuses_what_cannot_be(counts, n_steps, rate, match):
     with pytest.raises(ValueError, match=match):
         audit.participation(counts, n_steps, rate)
+
+
+# --- norms of applied gradients -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_no_applied_gradient_is_longer_than_the_clip_norm(dropout):
+    model, rng = networks.mlp(40, 3, (16,), dropout), np.random.default_rng(5)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    x = np.stack(
+        [rng.normal(size=40).astype(np.float32) * np.float32(size) for size in (1, 1e25, 1e-30, np.inf, np.nan, 1e4)]
+    )
+    with np.errstate(invalid="ignore"):
+        norms = audit.applied_norms(model, x, np.arange(6) % 3, 0.1, seed=1)
+    assert np.isfinite(norms).all() and norms.max() <= 0.1 * (1 + 1e-5) and norms.max() > 0.099
+
+
+def test_norms_without_dropout_let_longer_gradients_through():
+    # A network that knows its patients by heart: their gradients are small until dropout hides what they rest on.
+    model, plain = networks.mlp(40, 3, (16,), 0.5), networks.mlp(40, 3, (16,), learning_rate=0.5, momentum=0.9)
+    x, labels = np.random.default_rng(1).normal(size=(24, 40)).astype(np.float32), np.arange(24) % 3
+    learned = bank.fit(plain, x, labels, np.ones((1, 24), bool), epochs=200, batch_size=None, seed=0)
+    model.set_weights(learned.get_weights())
+    norms = {same: audit.applied_norms(model, x, labels, 0.01, seed=0, same_mask=same) for same in (True, False)}
+    assert norms[True].max() <= 0.01 * (1 + 1e-5) < 0.02 < norms[False].max()

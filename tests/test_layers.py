@@ -82,24 +82,6 @@ def test_rows_of_a_table_are_mixed_by_their_shares(table, partners):
         np.testing.assert_allclose(mixed[m], (shares[m][..., None] * own[m][rows[m]]).sum(axis=1))
 
 
-def test_in_the_span_a_step_on_inner_products_is_the_step_on_features():
-    rng = np.random.default_rng(0)
-    x, start, error = rng.normal(size=(5, D)), rng.normal(size=(D, 4)), rng.normal(size=(1, 3, 4))
-    rows = np.array([[[4], [0], [2]]])
-    layer = layers.Dense(L.Dense(4, use_bias=False), in_span=True)
-    table = np.concatenate([x @ x.T, x @ start], axis=1)
-    layer(tf.zeros((1, 1, 5 + 4)))
-    layer.kernel.assign(rng.normal(size=(1, 5, 4)))
-    kernel = start + x.T @ layer.kernel[0].numpy()
-    layer.rows = tf.constant(rows), np.ones(rows.shape)
-    with tf.GradientTape() as tape:
-        out = layer(table[rows[..., 0]], training=True)
-        loss = tf.reduce_sum(out * error)
-    np.testing.assert_allclose(out[0], x[rows[0, :, 0]] @ kernel, atol=1e-12)
-    slope = tape.gradient(loss, layer.kernel)[0]
-    np.testing.assert_allclose(x.T @ slope, x[rows[0, :, 0]].T @ error[0], atol=1e-12)
-
-
 def test_sgd_without_momentum_is_keras_own_without_its_slots():
     values = [tf.Variable(np.ones((2, 3))) for _ in range(2)]
     gradient = tf.constant(np.arange(6.0).reshape(2, 3))

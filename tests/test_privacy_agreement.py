@@ -9,7 +9,7 @@ import tensorflow as tf
 from dp_accounting import pld
 from scipy import stats
 
-from genlib import attacks, bank, cohorts, features, membership, metrics, networks, privacy
+from genlib import attacks, audit, bank, cohorts, features, membership, metrics, networks, privacy
 from genlib.privacy import Privacy
 
 EPSILON, EPOCHS, N_MODELS = 8.0, 30, 16
@@ -78,7 +78,9 @@ def test_without_noise_both_take_the_same_steps(case):
     model, x, y, members = case
     start = [weights.astype(np.float32) for weights in bank.clone(model, 3).get_weights()]
     options = {"epochs": EPOCHS, "seed": 0, "privacy": Privacy(EPSILON), "n": 100}
-    ours = bank.train(*case[:3], members[:1], batch_size=None, start=start, fault="no noise", progress=False, **options)
+    ours = bank.train(
+        *case[:3], members[:1], batch_size=None, start=start, fault=audit.FAULTS["no noise"], progress=False, **options
+    )
     plan = dataclasses.replace(Privacy(EPSILON).mechanism(100, EPOCHS), noise=0.0)
     private = privacy.tf_privacy_model(model, plan, seed=0)
     private.set_weights(start)
