@@ -40,7 +40,7 @@ except RuntimeError:
 
 # What a model's logits depend on beside its inputs; a change of this code makes the cache start afresh.
 CODE = ("bank", "layers", "networks", "defenses")
-CHUNK = 8  # models of one call on a processor
+CHUNK = 4  # models of one call on a processor: more of them do not fit beside a core
 LITTLE = 1e10  # products of weights and patients that take no longer than another thread's bank does to compile
 MEMORY = 2**29  # bytes that the models of one call may take on a processor, 2**33 on a GPU
 PADDING_QUANTILE = 0.999999  # Poisson batches are padded to this quantile of their size
@@ -172,6 +172,29 @@ class _Job:
         """(r, d) float64 orthonormal axes of the rows' span."""
         coordinates, pivots = self.basis
         return scipy.linalg.solve_triangular(coordinates[pivots], self.x[pivots].astype(np.float64), lower=True)
+
+    @functools.cached_property
+    def outside(self):
+        """What training on features leaves outside of the members' span: a share of the start, and a spread of noise.
+
+        There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
+        averaging; a unit impulse of each tells how much of it is left at the end.
+        """
+        optimizer, decay = self.model.optimizer, float(getattr(self.first.kernel_regularizer, "l2", 0.0))
+        if self.plan is None and not decay:
+            return 1.0, 0.0
+        given, momentum = optimizer._learning_rate, float(np.float32(optimizer.momentum))  # as Keras casts it
+        rates = [float(given(t)) for t in range(self.steps)] if callable(given) else [float(given)] * self.steps
+        # Column 0: the start; column 1 + t: the noise of step t.
+        columns, averaged = 1 + self.steps * (self.plan is not None), max(1, round(self.average * self.steps))
+        weight, speed, total = np.eye(1, columns)[0], 0.0, 0.0
+        for step, rate in enumerate(rates):
+            moved = rate * (2 * decay * weight + np.eye(1, columns, step + 1)[0])
+            speed = momentum * speed - moved
+            weight = weight + (momentum * speed - moved if optimizer.nesterov else speed)
+            total = total + weight / averaged * (step >= self.steps - averaged)
+        noise = self.plan.noise / self.plan.divisor if self.plan else 0.0
+        return float(total[0]), float(noise * np.sqrt((total[1:] ** 2).sum()))
 
 
 def train(model, x, labels, members, *, epochs, batch_size, seed, queries=None, cache=None, progress=True, **options):
@@ -346,7 +369,8 @@ def _form(job):
         say(f"{odd} trains as in Keras alone: one model after the other, each about as long as in Keras' own fit")
         return "alone"
     # In the span of its members a kernel stays under SGD, whose step is a mix of their profiles, and decay.
-    fits = len(job.x) < job.x.shape[1] and not (job.center and job.plan) and isinstance(job.model.optimizer, OPT.SGD)
+    fewer = len(job.x) < job.x.shape[1] and job.x.any()
+    fits = fewer and not (job.center and job.plan) and isinstance(job.model.optimizer, OPT.SGD)
     first = job.first
     plain = first is not None and first.trainable and first.kernel_constraint is None
     return "span" if fits and plain and type(first.kernel_regularizer) in (type(None), R.L2) else "features"
@@ -609,7 +633,7 @@ class _Space:
     table: np.ndarray  # rows that the steps draw from, (r, width)
     places: np.ndarray  # where the members are in it
     start: list  # weights, the first kernel as it begins there
-    inside: callable  # trained first kernel (and scale) to the products of all rows with it, (R, h)
+    inside: callable  # trained first kernel to the products of all rows with it, (R, h)
     on_features: callable  # the same to the kernel on features, (d, h)
     shift: callable = None  # the same to the product of what was subtracted from the features
 
@@ -634,14 +658,15 @@ def _in_span(job, m, who):
     gather, is there at the end: without the noise the weights would show who spans them.
     """
     drawn, *further = _start(job, m)
-    coordinates, dtype, rng = job.basis[0], job.x.dtype, rng_of(job.seed, m, 17)
+    dtype, rng = job.x.dtype, rng_of(job.seed, m, 17)
+    coordinates = job.basis[0].astype(dtype)
     mean = coordinates[who].mean(axis=0) * bool(job.center)
     axes, triangle = scipy.linalg.qr((coordinates[who] - mean).T, mode="economic", check_finite=False)
     begun = drawn if job.spread is not None else job.axes @ drawn
-    kept, gathered = outside_span(job)
+    kept, gathered = job.outside
 
     def left(begun):
-        return kept * begun + (gathered and gathered * rng.standard_normal(begun.shape))
+        return (kept * begun + (gathered and gathered * rng.standard_normal(begun.shape))).astype(dtype)
 
     free = left(begun)
     reached = axes.T @ free
@@ -659,32 +684,8 @@ def _in_span(job, m, who):
     few = job.most - axes.shape[1]
     table = np.pad(triangle.T, ((0, job.most - len(who)), (0, few))).astype(dtype)
     start = [np.pad(axes.T @ begun, ((0, few), (0, 0))).astype(dtype), *further]
-    inside = lambda kernel: coordinates.astype(dtype) @ whole(kernel).astype(dtype)  # noqa: E731
+    inside = lambda kernel: coordinates @ whole(kernel)  # noqa: E731
     return _Space(table, np.arange(len(who)), start, inside, on_features, lambda kernel: mean @ whole(kernel))
-
-
-def outside_span(job):
-    """What training on features leaves outside of the members' span: a share of the start, and a spread of the noise.
-
-    There the gradients are zero, so start and noise go through a linear recursion of rate, momentum, decay and
-    averaging; a unit impulse of each tells how much of it is left at the end.
-    """
-    optimizer, decay = job.model.optimizer, float(getattr(job.first.kernel_regularizer, "l2", 0.0))
-    if job.plan is None and not decay:
-        return 1.0, 0.0
-    given, nesterov = optimizer._learning_rate, optimizer.nesterov
-    momentum = float(np.float32(optimizer.momentum))  # as Keras casts it
-    # Column 0: the start; column 1 + t: the noise of step t.
-    weight, speed, total = np.eye(1, job.steps + 1)[0], 0.0, 0.0
-    averaged = max(1, round(job.average * job.steps))
-    for step in range(job.steps):
-        gradient = 2 * decay * weight + np.eye(1, job.steps + 1, step + 1)[0]
-        moved = float(given(step) if callable(given) else given) * gradient
-        speed = momentum * speed - moved
-        weight = weight + (momentum * speed - moved if nesterov else speed)
-        total = total + weight / averaged * (step >= job.steps - averaged)
-    noise = job.plan.noise / job.plan.divisor if job.plan else 0.0
-    return float(total[0]), float(noise * np.sqrt((total[1:] ** 2).sum()))
 
 
 # Side by side.

@@ -190,6 +190,9 @@ CASES = {
     "soft targets": ("span", {"targets": SOFT, "class_weight": WEIGHTS, "m": 1, **BRIEF}, lambda: networks.mlp(
         D, CLASSES, (6,)
     )),
+    "no expression at all": ("features", {"x": 0 * X, **BRIEF}, lambda: networks.mlp(
+        D, CLASSES, (6,), kernel_regularizer=R.L2(0.05)
+    )),
     "probabilities": ("span", BRIEF, lambda: chain(
         L.Dense(5, "relu", bias_initializer="ones"), last=L.Dense(CLASSES, "softmax"),
         loss=LOSS.SparseCategoricalCrossentropy(),

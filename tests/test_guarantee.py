@@ -15,7 +15,7 @@ def rates(fault):
     model, promise = networks.softmax(D, 2, learning_rate=0.5, momentum=0.9), privacy.Privacy(1.0)
     members = membership.bernoulli(N, MODELS, seed=0)
     how = {"epochs": 40, "batch_size": None, "seed": 0, "privacy": promise, "n": N // 2, "progress": False}
-    logits = bank.train(model, x, labels, members, fault=audit.FAULTS.get(fault), **how).logits
+    logits = bank.train(model, x, labels, members, fault=fault and audit.FAULTS[fault], **how).logits
     scores = attacks.lira(logits, labels, members, variance="pooled")
     table = metrics.attack_table(scores, members, labels, n_bootstrap=300)
     sigma = promise.mechanism(N // 2, epochs=40).noise_multiplier

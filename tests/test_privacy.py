@@ -150,7 +150,7 @@ def test_what_is_left_outside_of_the_span_is_that_of_a_simulated_weight(variant,
         gradient = rng.normal(0, 4 / 9, begun.shape) + 2 * decay * weight.numpy()
         optimizer.apply_gradients([(tf.constant(gradient), weight)])
         total = total + weight.numpy() / last * (step >= 20 - last)
-    kept, gathered = bank.outside_span(job_of(model, plan, HALF[None], average=average))
+    kept, gathered = job_of(model, plan, HALF[None], average=average).outside
     assert np.mean(total * begun) == pytest.approx(kept, abs=0.02)
     assert np.std(total - kept * begun) == pytest.approx(gathered, rel=0.01)
 
@@ -165,7 +165,7 @@ def test_kernels_have_outside_of_the_span_what_a_run_on_features_gathers(variant
     np.testing.assert_allclose(FLOAT @ kernels, found["inside"], atol=1e-4)
     np.testing.assert_allclose(found["inside"] + found["weights_1"][:, None], found["logits"], atol=1e-5)
     axes = np.linalg.qr(X[HALF].T, mode="complete")[0][:, 12:]
-    kept, gathered = bank.outside_span(job)
+    kept, gathered = job.outside
     known = kept * options["start"][0] if given else 0
     spread = gathered if given else np.hypot(gathered, kept * np.sqrt(1 / D))
     outside = np.einsum("sdk,de->ske", kernels - known, axes).reshape(-1, 28) / spread
@@ -211,7 +211,7 @@ def test_where_others_hardly_leave_the_span_weights_give_the_logits_and_have_all
     job = job_of(model, plan, np.tile(HALF, (8, 1)), rows)
     found = trained(job)
     np.testing.assert_allclose(rows @ found["weights_0"], found["inside"], atol=0.01)
-    kept, gathered = bank.outside_span(job)
+    kept, gathered = job.outside
     outside = np.einsum("sdk,de->sek", found["weights_0"], np.linalg.qr(X[HALF].T, mode="complete")[0][:, 12:])
     assert outside.std() == pytest.approx(
         np.hypot(gathered, kept * np.sqrt(1 / D)), rel=4.5 / np.sqrt(2 * outside.size)
