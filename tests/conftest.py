@@ -18,3 +18,13 @@ def smoke():
     """One smoke run through the command's own road; its tests are one group, so that one process makes it once."""
     run.main(parse(["--profile", "smoke", "--run", "test-smoke"]))
     return run.OUTPUTS / "test-smoke"
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first, then the slow ones, the longest of them first, so that no core is alone at the end."""
+
+    def place(item):
+        slow = item.get_closest_marker("slow")
+        return -max(slow.args, default=15) if slow else -float("inf")
+
+    items.sort(key=place)

@@ -8,7 +8,7 @@ from scipy.stats import binom, binomtest, kstest, norm
 from genlib import audit, bank, membership, networks
 
 SMALL = {"max_examples": 60, "deadline": None}
-RUNS = 1000
+RUNS = 500
 ALLOWED = RUNS // 20
 
 

@@ -48,14 +48,6 @@ def test_no_package_misses_or_contradicts_a_requirement_of_another():
 
 
 @pytest.mark.slow
-@pytest.mark.network
-def test_pip_resolves_the_lock_as_it_is():
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-r", "requirements.lock"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-
-
-@pytest.mark.slow
 def test_every_pinned_package_imports():
     modules = []
     for name in pins("requirements.lock"):

@@ -91,7 +91,7 @@ def test_defaults_of_the_notebooks_are_the_quick_profile():
                 assert written == quick[name], (notebook, name)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(300)
 @pytest.mark.xdist_group("smoke")
 class TestSmokeRun:
     def test_every_notebook_is_executed_without_an_error(self, smoke):
@@ -145,7 +145,7 @@ class TestSmokeRun:
         assert "profile smoke" in (smoke / "risk_card.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(70)
 @pytest.mark.xdist_group("sharp edges")
 class TestSharpEdges:
     @pytest.fixture(scope="class")
