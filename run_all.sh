@@ -83,6 +83,8 @@ fi
 
 # The kernel is this environment's own, whatever kernels the user has elsewhere.
 export JUPYTER_PREFER_ENV_PATH=1
+# Two notebooks or tests go at a time: threads of BLAS would be in each other's way, and last digits depend on their number.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 PATH="$(dirname "$PYTHON"):$PATH"
 export PATH
 case "$command" in
