@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 
 import nbformat
@@ -128,6 +129,10 @@ class TestSmokeRun:
     def test_a_second_call_runs_nothing_again(self, smoke, capsys):
         run.main(parse(["--profile", "smoke", "--run", smoke.name]))
         assert capsys.readouterr().out.count("finished before, unchanged") == len(run.names())
+
+    def test_cohorts_are_compared_over_finished_runs(self, smoke, tmp_path):
+        run.apart("10_across_cohorts", tmp_path, runs=[os.path.relpath(smoke, run.NOTEBOOKS)])
+        assert set(results.load(tmp_path, "10_across_cohorts")["cohort"]) == {"simulated"}
 
     def test_the_saved_target_model_opens_without_genlib(self, smoke):
         import tensorflow as tf
